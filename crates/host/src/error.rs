@@ -1,0 +1,61 @@
+//! What can go wrong between us and the kernel.
+
+use std::io;
+
+/// A [`HostError`] or a value.
+pub type Result<T, E = HostError> = std::result::Result<T, E>;
+
+/// A request that the machine refused.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HostError {
+    /// A system call failed.
+    #[error("{call}: {source}")]
+    Call {
+        /// The call, and what it was for.
+        call: &'static str,
+        /// What the kernel answered.
+        source: io::Error,
+    },
+    /// No way to create a userfaultfd is open to this process.
+    #[error(
+        "no userfaultfd: /dev/userfaultfd: {device}; userfaultfd(2): {syscall}. Give this user access to \
+         /dev/userfaultfd, or set vm.unprivileged_userfaultfd=1, or allow the call in the container's seccomp profile"
+    )]
+    NoUserfaultfd {
+        /// Why the device could not be used.
+        device: io::Error,
+        /// Why the system call could not be used.
+        syscall: io::Error,
+    },
+    /// The kernel's userfaultfd lacks something that the engine cannot do without.
+    #[error("userfaultfd lacks {missing}; Linux {since} or later has it")]
+    MissingFeature {
+        /// The feature's name in `linux/userfaultfd.h`.
+        missing: &'static str,
+        /// The first kernel that has it.
+        since: &'static str,
+    },
+}
+
+impl HostError {
+    /// The error number, for callers that must answer with one.
+    pub fn errno(&self) -> i32 {
+        match self {
+            HostError::Call { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),
+            HostError::NoUserfaultfd { syscall, .. } => syscall.raw_os_error().unwrap_or(libc::EPERM),
+            HostError::MissingFeature { .. } => libc::EOPNOTSUPP,
+        }
+    }
+}
+
+/// Names the call that failed.
+pub(crate) trait During<T> {
+    fn during(self, call: &'static str) -> Result<T>;
+}
+
+impl<T, E: Into<io::Error>> During<T> for std::result::Result<T, E> {
+    fn during(self, call: &'static str) -> Result<T> {
+        self.map_err(|e| HostError::Call { call, source: e.into() })
+    }
+}

@@ -1,0 +1,20 @@
+//! The machine under Omnimap.
+//!
+//! Owns: sparse memory (a memfd), views of it (kernel mappings registered with userfaultfd), the stream of
+//! faults, the SIGBUS handler, and what the kernel tells about pages (pagemap). It is the only crate in which
+//! `unsafe` is normal.
+//!
+//! Does not own: any policy. Which page is filled, evicted or poisoned, and when, is decided in `omnimap-core`.
+//!
+//! The engine sees only the traits in [`machine`]; [`linux`] implements them, and the test kit has a simulated
+//! machine that does too.
+
+pub mod linux;
+pub mod machine;
+
+mod error;
+mod process;
+
+pub use error::{HostError, Result};
+pub use machine::{Access, Address, Fault, FaultStream, Host, Memory, View, Waited};
+pub use process::ProcessId;

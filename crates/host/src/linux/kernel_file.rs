@@ -1,0 +1,90 @@
+//! The kernel's own mapping of a file, to compare with: no pager, no budget, SIGBUS when the file shrinks.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::ptr::NonNull;
+
+use rustix::mm::{Advice, MapFlags, ProtFlags};
+
+use crate::Result;
+use crate::error::During;
+
+/// A read-only shared kernel mapping of a whole file; its bytes are copied out, never borrowed.
+///
+/// The file may be changed by others at any time, so no `&[u8]` of it is handed out.
+pub struct KernelFile {
+    start: NonNull<u8>,
+    bytes: usize,
+}
+
+// SAFETY: the mapping belongs to the process, and is only read.
+unsafe impl Send for KernelFile {}
+// SAFETY: as above.
+unsafe impl Sync for KernelFile {}
+
+impl KernelFile {
+    /// Maps the file as it is now; an empty file has an empty mapping.
+    pub fn map(file: &File) -> Result<KernelFile> {
+        let bytes = file.metadata().during("fstat")?.len() as usize;
+        if bytes == 0 {
+            return Ok(KernelFile { start: NonNull::dangling(), bytes });
+        }
+        // SAFETY: a new mapping at a place of the kernel's choice replaces nothing.
+        let start = unsafe {
+            rustix::mm::mmap(
+                std::ptr::null_mut(),
+                bytes,
+                ProtFlags::READ,
+                MapFlags::SHARED,
+                file.as_fd(),
+                0,
+            )
+        }
+        .during("mmap")?;
+        let start = NonNull::new(start.cast()).ok_or(rustix::io::Errno::NOMEM).during("mmap")?;
+        Ok(KernelFile { start, bytes })
+    }
+
+    /// Length in bytes when it was mapped.
+    pub fn len(&self) -> u64 {
+        self.bytes as u64
+    }
+
+    /// Whether there is nothing in it.
+    pub fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
+    /// Tells the kernel that accesses will be at random places, so that it reads single pages (madvise(2)).
+    pub fn expect_random(&self) -> Result<()> {
+        if self.is_empty() {
+            return Ok(());
+        }
+        // SAFETY: the range is this mapping; RANDOM changes speed only.
+        unsafe { rustix::mm::madvise(self.start.as_ptr().cast(), self.bytes, Advice::Random) }
+            .during("madvise(RANDOM)")
+    }
+
+    /// Copies bytes out; the part beyond the end is left alone. Returns how many were copied.
+    ///
+    /// Raises SIGBUS if the file has been truncated below: that is what the kernel's mapping is like.
+    pub fn read_at(&self, offset: u64, into: &mut [u8]) -> usize {
+        let offset = offset.min(self.len()) as usize;
+        let count = into.len().min(self.bytes - offset);
+        // SAFETY: `offset + count` is inside the mapping, `into` has room for `count`, and they do not overlap, for
+        // nobody can hold a `&mut` into this mapping.
+        unsafe {
+            std::ptr::copy_nonoverlapping(self.start.as_ptr().add(offset), into.as_mut_ptr(), count);
+        }
+        count
+    }
+}
+
+impl Drop for KernelFile {
+    fn drop(&mut self) {
+        if !self.is_empty() {
+            // SAFETY: ours, and nothing borrows from it.
+            let _ = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.bytes) };
+        }
+    }
+}

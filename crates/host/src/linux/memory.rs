@@ -1,0 +1,81 @@
+//! An object's resident bytes: a sparse memfd.
+
+use std::fs::File;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::sync::Arc;
+
+use rustix::fs::{FallocateFlags, MemfdFlags};
+
+use super::userfaultfd::Userfaultfd;
+use super::view::LinuxView;
+use crate::error::During;
+use crate::{Memory, Result, View};
+
+/// `st_blocks` counts in units of this, whatever the file system (stat(2)).
+const BLOCK_BYTES: u64 = 512;
+
+/// A memfd whose holes are the pages that are not resident, and whose length is the object's length.
+pub(super) struct Memfd {
+    file: File,
+    faults: Arc<Userfaultfd>,
+    page_bytes: u64,
+}
+
+impl Memfd {
+    pub(super) fn create(
+        name: &str,
+        length: u64,
+        page_bytes: u64,
+        faults: Arc<Userfaultfd>,
+    ) -> Result<Memfd> {
+        let fd = rustix::fs::memfd_create(memfd_name(name), MemfdFlags::CLOEXEC).during("memfd_create")?;
+        rustix::fs::ftruncate(&fd, length).during("ftruncate(memfd)")?;
+        Ok(Memfd { file: fd.into(), faults, page_bytes })
+    }
+}
+
+/// memfd_create(2) takes up to 249 bytes without a NUL; the end of a path says more than its beginning.
+fn memfd_name(name: &str) -> String {
+    const NAME_BYTES_MAX: usize = 200;
+    let mut from = name.len().saturating_sub(NAME_BYTES_MAX);
+    while !name.is_char_boundary(from) {
+        from += 1;
+    }
+    format!("omnimap:{}", name[from..].replace('\0', "?"))
+}
+
+impl Memory for Memfd {
+    fn fill(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.file.write_all_at(bytes, offset).during("pwrite(memfd)")
+    }
+
+    fn read(&self, offset: u64, into: &mut [u8]) -> Result<()> {
+        self.file.read_exact_at(into, offset).during("pread(memfd)")
+    }
+
+    fn punch(&self, offset: u64, bytes: u64) -> Result<()> {
+        let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        rustix::fs::fallocate(&self.file, mode, offset, bytes).during("fallocate(memfd, PUNCH_HOLE)")
+    }
+
+    fn resident_bytes(&self) -> Result<u64> {
+        Ok(self.file.metadata().during("fstat(memfd)")?.blocks() * BLOCK_BYTES)
+    }
+
+    fn map(&self, offset: u64, length: u64) -> Result<Arc<dyn View>> {
+        Ok(Arc::new(LinuxView::map(&self.file, offset, length, self.page_bytes, &self.faults)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::memfd_name;
+
+    #[test]
+    fn long_names_keep_their_end_and_stay_text() {
+        let name = format!("/{}é/index.bin", "directory/".repeat(40));
+        let short = memfd_name(&name);
+        assert!(short.ends_with("é/index.bin") && short.len() < 249, "{short}");
+        assert_eq!(memfd_name("a\0b"), "omnimap:a?b");
+    }
+}

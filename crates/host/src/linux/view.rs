@@ -1,0 +1,146 @@
+//! A kernel mapping of a memfd, registered with userfaultfd.
+
+use std::fs::File;
+use std::ops::Range;
+use std::os::fd::AsFd;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use rustix::mm::{Advice, MapFlags, ProtFlags};
+
+use super::userfaultfd::Userfaultfd;
+use super::{failures, pagemap};
+use crate::error::During;
+use crate::process::ProcessId;
+use crate::{Address, Result, View};
+
+/// A read-only shared view.
+pub(super) struct LinuxView {
+    start: NonNull<u8>,
+    length: u64,
+    mapped_bytes: usize,
+    page_bytes: u64,
+    faults: Arc<Userfaultfd>,
+    made_in: ProcessId,
+}
+
+// SAFETY: the mapping belongs to the process, not to a thread; all methods are system calls or reads of memory that
+// does not change (see `machine`).
+unsafe impl Send for LinuxView {}
+// SAFETY: as above.
+unsafe impl Sync for LinuxView {}
+
+impl LinuxView {
+    pub(super) fn map(
+        file: &File,
+        offset: u64,
+        length: u64,
+        page_bytes: u64,
+        faults: &Arc<Userfaultfd>,
+    ) -> Result<LinuxView> {
+        let too_long = || rustix::io::Errno::NOMEM;
+        let mapped_bytes = length
+            .checked_next_multiple_of(page_bytes)
+            .and_then(|b| usize::try_from(b).ok())
+            .ok_or_else(too_long)
+            .during("mmap(memfd)")?;
+        // SAFETY: a new mapping at a place of the kernel's choice replaces nothing. NORESERVE has no effect on a memfd
+        // and says what is meant.
+        let start = unsafe {
+            rustix::mm::mmap(
+                std::ptr::null_mut(),
+                mapped_bytes,
+                ProtFlags::READ,
+                MapFlags::SHARED | MapFlags::NORESERVE,
+                file.as_fd(),
+                offset,
+            )
+        }
+        .during("mmap(memfd)")?;
+        let start = NonNull::new(start.cast()).ok_or_else(too_long).during("mmap(memfd)")?;
+        // From here on dropping the value unmaps.
+        let view = LinuxView {
+            start,
+            length,
+            mapped_bytes,
+            page_bytes,
+            faults: faults.clone(),
+            made_in: ProcessId::current(),
+        };
+        // A hole touched before it is registered would read as zeros, for everybody and for good: register while
+        // nobody knows the address.
+        faults.register_missing(view.start(), mapped_bytes as u64)?;
+        // The registration is not inherited by fork, so the child must not see this range at all (F03).
+        view.advise(0..mapped_bytes as u64, Advice::LinuxDontFork).during("madvise(DONTFORK)")?;
+        Ok(view)
+    }
+
+    fn advise(&self, range: Range<u64>, advice: Advice) -> rustix::io::Result<()> {
+        let (start, bytes) = self.locate(&range);
+        // SAFETY: the range is inside this mapping. The advices used here (DONTFORK, and DONTNEED on a shared mapping,
+        // which drops page-table entries and keeps the memfd's bytes) change no byte that a reference shows.
+        unsafe { rustix::mm::madvise(start.0 as *mut _, bytes, advice) }
+    }
+
+    /// Whole pages of the view, cut to the view.
+    fn locate(&self, range: &Range<u64>) -> (Address, usize) {
+        let mapped = self.mapped_bytes as u64;
+        let start = range.start.min(mapped);
+        let end = range.end.next_multiple_of(self.page_bytes).clamp(start, mapped);
+        (Address(self.start.as_ptr() as usize + start as usize), (end - start) as usize)
+    }
+}
+
+impl View for LinuxView {
+    fn start(&self) -> Address {
+        Address(self.start.as_ptr() as usize)
+    }
+
+    fn length(&self) -> u64 {
+        self.length
+    }
+
+    fn bytes(&self) -> &[u8] {
+        // SAFETY: the range is mapped readable until `self` is dropped and `length` is at most its size. The bytes do not
+        // change while borrowed: the view shows a memfd that nobody else can write, and the engine keeps the three
+        // rules in `machine`: holes alone are filled, and again only with the same bytes.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.length as usize) }
+    }
+
+    fn fail(&self, range: Range<u64>, why: &str) -> Result<()> {
+        let (start, bytes) = self.locate(&range);
+        failures::record(start, bytes as u64, why);
+        self.faults.poison(start, bytes as u64, self.page_bytes)
+    }
+
+    fn clear_failure(&self, range: Range<u64>) -> Result<()> {
+        let (start, bytes) = self.locate(&range);
+        failures::forget(start, bytes as u64);
+        self.advise(range, Advice::LinuxDontNeed).during("madvise(DONTNEED)")
+    }
+
+    fn forget_touches(&self, range: Range<u64>) -> Result<()> {
+        self.advise(range, Advice::LinuxDontNeed).during("madvise(DONTNEED)")
+    }
+
+    fn touched(&self, range: Range<u64>, parts: &mut Vec<Range<u64>>) -> Result<()> {
+        let base = self.start().0 as u64;
+        let (start, bytes) = self.locate(&range);
+        pagemap::present(start, bytes as u64, self.page_bytes, |part| {
+            parts.push(part.start - base..part.end - base);
+        })
+    }
+}
+
+impl Drop for LinuxView {
+    fn drop(&mut self) {
+        if !self.made_in.is_current() {
+            return; // The child never had this range; something else may live there.
+        }
+        failures::forget(self.start(), self.mapped_bytes as u64);
+        // SAFETY: we own the mapping, and nobody holds a reference into it, for those borrow from `self`.
+        let _ = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.mapped_bytes) };
+        // A thread that came by a raw pointer and waits in the range would wait for ever: let it find the hole.
+        let _ = self.faults.wake(self.start(), self.mapped_bytes as u64);
+    }
+}

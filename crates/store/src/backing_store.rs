@@ -1,0 +1,211 @@
+//! The contract of a store.
+
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::{Result, StoreError};
+
+/// Where an object's bytes come from and go to.
+///
+/// # The contract
+/// **Bytes and length.** An object is `len()` bytes. [`read_at`](Self::read_at) gives all that was asked for up to
+/// the object's end; a read that begins at or after the end gives 0. Less is never right: a store that cannot give
+/// everything answers with an error. The length changes by [`set_len`](Self::set_len) alone.
+///
+/// **Version.** As long as nobody writes *through the store*, the same offset gives the same bytes or an error.
+/// A store whose object others can change finds that out at each read, *after* the bytes have come, and answers
+/// [`StoreError::Changed`]; one that cannot find out must say so in its documentation, and can be put behind
+/// [`Verified`](crate::Verified).
+///
+/// **Chunks.** [`chunk_at`](Self::chunk_at) tells what the store must produce at the least to give one byte: a zstd
+/// frame, a ranged request that is worth its latency, a device's block. Readers that take whole chunks waste
+/// nothing. [`transfer`](Self::transfer) tells how much is worth asking for at a time, and how many requests may be
+/// under way together.
+///
+/// **Concurrency.** All methods may be called from any number of threads at once. Calls for different ranges do not
+/// wait for each other, up to `transfer().in_flight_max`. A call may block for as long as the medium takes; the
+/// caller holds no lock meanwhile. A store that has a time limit of its own answers with an error after it.
+///
+/// **Errors.** An error concerns this request only; the next may succeed, and the store must be ready for it.
+/// [`StoreError::is_transient`] says whether it makes sense to ask again without anybody's help. Panics are caught
+/// by the caller and count as errors.
+///
+/// **Writing.** Only if [`writability`](Self::writability) says so. A write stays inside the object (grow it
+/// first). After [`write_at`](Self::write_at) returned, reads through the store see the bytes; after
+/// [`sync`](Self::sync) returned, they survive a power cut. If `write_at` fails, the range may hold the old bytes,
+/// the new ones or any mixture. If `sync` fails, nothing written since the last successful one may be assumed
+/// durable, and it must be written again before the next `sync`: the kernel may have dropped it (fsync(2) errors are
+/// reported once).
+///
+/// # Example
+/// ```
+/// use omnimap_store::{BackingStore, Result};
+///
+/// /// The numbers from 0, eight bytes each.
+/// struct Numbers(u64);
+///
+/// impl BackingStore for Numbers {
+///     fn name(&self) -> &str {
+///         "numbers"
+///     }
+///     fn len(&self) -> u64 {
+///         self.0 * 8
+///     }
+///     fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<usize> {
+///         let count = into.len().min(self.len().saturating_sub(offset) as usize);
+///         for (at, byte) in (offset..).zip(&mut into[..count]) {
+///             *byte = (at / 8).to_le_bytes()[(at % 8) as usize];
+///         }
+///         Ok(count)
+///     }
+/// }
+///
+/// omnimap_store::conformance::check_read(&Numbers(1000), |at| (at / 8).to_le_bytes()[(at % 8) as usize]);
+/// ```
+pub trait BackingStore: Send + Sync {
+    /// What a person would call the object: a path, a URL. Goes into every error.
+    fn name(&self) -> &str;
+
+    /// The object's length in bytes.
+    fn len(&self) -> u64;
+
+    /// Whether the object has no bytes.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// How transfers are best made.
+    fn transfer(&self) -> Transfer {
+        Transfer::default()
+    }
+
+    /// The chunk around a byte of the object: what is produced at the least. The default has no chunks.
+    fn chunk_at(&self, offset: u64) -> Range<u64> {
+        offset..offset + 1
+    }
+
+    /// Which version of the object this is, if the store can tell.
+    fn version(&self) -> Option<Version> {
+        None
+    }
+
+    /// Reads `into.len()` bytes, or what is left of the object; returns how many.
+    ///
+    /// Page-aligned buffers whose length is whole pages ([`AlignedBuffer`](crate::AlignedBuffer)) may save a copy.
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<usize>;
+
+    /// Whether the object can be written.
+    fn writability(&self) -> Writability {
+        Writability::ReadOnly
+    }
+
+    /// Writes all of `bytes`, which must lie inside the object.
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let _ = (offset, bytes);
+        Err(StoreError::ReadOnly)
+    }
+
+    /// Makes the object longer, with zeros, or shorter.
+    fn set_len(&self, length: u64) -> Result<()> {
+        let _ = length;
+        Err(StoreError::ReadOnly)
+    }
+
+    /// Makes everything written so far durable, as fsync(2).
+    fn sync(&self) -> Result<()> {
+        Err(StoreError::ReadOnly)
+    }
+}
+
+impl<S: BackingStore + ?Sized> BackingStore for Arc<S> {
+    fn name(&self) -> &str {
+        (**self).name()
+    }
+    fn len(&self) -> u64 {
+        (**self).len()
+    }
+    fn transfer(&self) -> Transfer {
+        (**self).transfer()
+    }
+    fn chunk_at(&self, offset: u64) -> Range<u64> {
+        (**self).chunk_at(offset)
+    }
+    fn version(&self) -> Option<Version> {
+        (**self).version()
+    }
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<usize> {
+        (**self).read_at(offset, into)
+    }
+    fn writability(&self) -> Writability {
+        (**self).writability()
+    }
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        (**self).write_at(offset, bytes)
+    }
+    fn set_len(&self, length: u64) -> Result<()> {
+        (**self).set_len(length)
+    }
+    fn sync(&self) -> Result<()> {
+        (**self).sync()
+    }
+}
+
+/// How transfers with a store are best made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Transfer {
+    /// Bytes above which a larger request brings little: 1 MiB for a disk, 8 MiB for a bucket.
+    pub preferred_bytes: NonZeroUsize,
+    /// Requests that may be under way together and still help each other.
+    pub in_flight_max: NonZeroUsize,
+}
+
+impl Default for Transfer {
+    /// A local disk: 1 MiB, 32 in flight.
+    fn default() -> Self {
+        const { Transfer::new(1 << 20, 32) }
+    }
+}
+
+impl Transfer {
+    /// Both numbers; 0 counts as 1.
+    pub const fn new(preferred_bytes: usize, in_flight_max: usize) -> Transfer {
+        const fn at_least_one(n: usize) -> NonZeroUsize {
+            match NonZeroUsize::new(n) {
+                Some(n) => n,
+                None => NonZeroUsize::MIN,
+            }
+        }
+        Transfer {
+            preferred_bytes: at_least_one(preferred_bytes),
+            in_flight_max: at_least_one(in_flight_max),
+        }
+    }
+}
+
+/// Names one version of an object: equal versions have equal bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Version(Arc<str>);
+
+impl Version {
+    /// A version by any text that changes whenever the bytes do: an ETag, inode and times, a digest.
+    pub fn new(text: impl Into<Arc<str>>) -> Version {
+        Version(text.into())
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Whether a store can be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Writability {
+    /// Writing answers [`StoreError::ReadOnly`].
+    ReadOnly,
+    /// It can be read and written.
+    ReadWrite,
+}

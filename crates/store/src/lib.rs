@@ -1,0 +1,32 @@
+//! Where an object's bytes come from and go to.
+//!
+//! Owns: the [`BackingStore`] contract, the stores that need no network (memory, file, seekable zstd), decorators
+//! that add to any store, and the [`conformance`] suite that all of them pass.
+//!
+//! Does not own: pages, addresses, mappings or caching across reads. A store knows offsets and bytes, nothing else.
+#![forbid(unsafe_code)]
+
+pub mod conformance;
+
+mod aligned;
+mod backing_store;
+mod decorate;
+mod error;
+mod file;
+mod memory;
+mod open;
+mod zstd;
+
+pub use aligned::AlignedBuffer;
+pub use backing_store::{BackingStore, Transfer, Version, Writability};
+pub use decorate::counting::{Counting, Counts};
+pub use decorate::faulty::{Faulty, Misbehaviour};
+pub use decorate::throttled::{Throttle, Throttled};
+pub use decorate::verified::Verified;
+pub use decorate::Decorator;
+pub use error::{Result, StoreError};
+pub use file::FileStore;
+pub use memory::MemoryStore;
+pub use open::{Format, open};
+pub use zstd::pack::{PackOptions, Packed, pack};
+pub use zstd::store::ZstdStore;

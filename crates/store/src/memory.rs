@@ -1,0 +1,82 @@
+//! A store in memory.
+
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use crate::{BackingStore, Result, StoreError, Transfer, Writability};
+
+/// Bytes in memory: for tests, for benchmarks of the engine, for data made by the program.
+///
+/// Readable and writable. `sync` has nothing to do.
+pub struct MemoryStore {
+    name: String,
+    bytes: RwLock<Vec<u8>>,
+}
+
+impl MemoryStore {
+    /// An object that holds `bytes`.
+    pub fn new(name: impl Into<String>, bytes: Vec<u8>) -> MemoryStore {
+        MemoryStore { name: name.into(), bytes: RwLock::new(bytes) }
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Vec<u8>> {
+        self.bytes.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Vec<u8>> {
+        self.bytes.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl BackingStore for MemoryStore {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn len(&self) -> u64 {
+        self.read().len() as u64
+    }
+
+    fn transfer(&self) -> Transfer {
+        Transfer::new(128 << 10, 64)
+    }
+
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<usize> {
+        let bytes = self.read();
+        let start = offset.min(bytes.len() as u64) as usize;
+        let count = into.len().min(bytes.len() - start);
+        into[..count].copy_from_slice(&bytes[start..start + count]);
+        Ok(count)
+    }
+
+    fn writability(&self) -> Writability {
+        Writability::ReadWrite
+    }
+
+    fn write_at(&self, offset: u64, from: &[u8]) -> Result<()> {
+        let mut bytes = self.write();
+        let end = bytes.len() as u64;
+        let length = from.len() as u64;
+        if offset.checked_add(length).is_none_or(|e| e > end) {
+            return Err(StoreError::BeyondEnd { offset, length, end });
+        }
+        bytes[offset as usize..][..from.len()].copy_from_slice(from);
+        Ok(())
+    }
+
+    fn set_len(&self, length: u64) -> Result<()> {
+        let unusable = || StoreError::Unusable {
+            name: self.name.clone(),
+            reason: format!("{length} bytes do not fit in memory"),
+        };
+        let mut bytes = self.write();
+        let length_here = usize::try_from(length).map_err(|_| unusable())?;
+        let more = length_here.saturating_sub(bytes.len());
+        bytes.try_reserve(more).map_err(|_| unusable())?;
+        bytes.resize(length_here, 0);
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<()> {
+        Ok(())
+    }
+}
