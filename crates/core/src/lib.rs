@@ -1,0 +1,45 @@
+//! The engine of Omnimap.
+//!
+//! Owns: page states, faults and what becomes of them, fills, the budget, eviction, readahead, pins. It is policy
+//! throughout, in safe code.
+//!
+//! Does not own: how memory, faults and signals are had from a machine (`omnimap-host`), or bytes from a store
+//! (`omnimap-store`); it knows the traits of both.
+//!
+//! # Life of a fault
+//! ```text
+//! thread touches a hole → workers: take → AddressSpace::locate → Streams::on_fault (how much)
+//!   → MemoryObject::claim ── Resident → wake
+//!                         ├─ Joined → nothing; whoever fills wakes
+//!                         └─ Mine → Fill::run: make_room (evict) → store.read_at → memory.fill → Clean → wake
+//! ```
+#![forbid(unsafe_code)]
+
+mod address_space;
+mod budget;
+mod cache;
+mod error;
+mod evict;
+mod fill;
+mod fillers;
+mod mapped_view;
+mod object;
+mod page_table;
+mod prefetch;
+mod stats;
+mod sync;
+mod transit;
+mod workers;
+
+pub mod page_state;
+pub mod readahead;
+pub mod replacement;
+pub mod units;
+
+pub use cache::{CacheOptions, PageCache};
+pub use error::{Error, Result};
+pub use mapped_view::{MappedView, PinGuard};
+pub use object::MemoryObject;
+pub use prefetch::{Prefetch, Prefetched};
+pub use readahead::Pattern;
+pub use stats::{Resolution, Stats, WaitingTimes};

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use rustix::fs::{MemfdFlags, Mode, OFlags};
-use rustix::mm::{Advice, MapFlags, ProtFlags};
+use rustix::mm::{MapFlags, ProtFlags};
 use rustix::process::{Resource, getrlimit};
 
 use super::userfaultfd::{Features, Origin, Userfaultfd};

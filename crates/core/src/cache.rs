@@ -1,0 +1,252 @@
+//! The page cache: everything that shares one memory budget.
+
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use omnimap_host::{FaultStream, Host, ProcessId};
+use omnimap_store::BackingStore;
+
+use crate::address_space::{AddressSpace, Placed, Reader};
+use crate::budget::Budget;
+use crate::error::{Error, Result};
+use crate::fillers::Fillers;
+use crate::mapped_view::MappedView;
+use crate::object::MemoryObject;
+use crate::readahead::Streams;
+use crate::replacement::{ObjectId, Replacement};
+use crate::stats::{Counters, Stats};
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Mutex, RwLock, read, write};
+use crate::transit::Waiter;
+use crate::units::{PageIndex, PageRange, PageSize};
+use crate::workers::Workers;
+
+/// What a cache may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CacheOptions {
+    /// Bytes of pages that are resident or being filled; never exceeded. Rounded down to whole pages.
+    pub budget_bytes: u64,
+    /// How long an access waits for the store, or for room, before it fails.
+    pub fill_time_max: Duration,
+    /// Threads that serve raw accesses, each with one fill at a time.
+    pub workers_max: NonZeroUsize,
+    /// Threads that fill for checked accesses, readahead and prefetch, each with one fill at a time.
+    pub fillers_max: NonZeroUsize,
+}
+
+impl CacheOptions {
+    /// Pages that a budget has at the least: enough for a few threads whose accesses need two pages each.
+    pub const BUDGET_PAGES_MIN: u64 = 8;
+
+    /// A budget, and defaults for the rest: 60 s, 64 workers, 64 fillers.
+    pub fn new(budget_bytes: u64) -> CacheOptions {
+        const THREADS_MAX: NonZeroUsize = NonZeroUsize::new(64).unwrap();
+        CacheOptions {
+            budget_bytes,
+            fill_time_max: Duration::from_secs(60),
+            workers_max: THREADS_MAX,
+            fillers_max: THREADS_MAX,
+        }
+    }
+}
+
+/// The resident pages of all objects that share one budget, and the threads that bring and drop them.
+///
+/// Dropping it stops the threads. Views keep it alive.
+pub struct PageCache {
+    pub(crate) inner: Arc<Inner>,
+}
+
+/// What the cache's threads see of it.
+pub(crate) struct Inner {
+    pub(crate) host: Arc<dyn Host>,
+    pub(crate) faults: Arc<dyn FaultStream>,
+    pub(crate) page: PageSize,
+    pub(crate) options: CacheOptions,
+    pub(crate) budget: Budget,
+    /// Pages pinned by the user; at most [`Inner::pinned_pages_max`].
+    pub(crate) pinned: AtomicU64,
+    pub(crate) replacement: Mutex<Replacement>,
+    pub(crate) space: AddressSpace,
+    pub(crate) fillers: Fillers,
+    pub(crate) counters: Counters,
+    pub(crate) made_in: ProcessId,
+    workers: Workers,
+    objects: RwLock<HashMap<ObjectId, Weak<MemoryObject>>>,
+    objects_made: AtomicU64,
+}
+
+/// The longest fill. Several shorter ones overlap better than one that is longer.
+const FILL_BYTES_MAX: u64 = 1 << 20;
+/// A fill takes at most this part of the budget.
+const FILL_BUDGET_SHARE: u64 = 4;
+
+impl PageCache {
+    /// A cache on a machine.
+    ///
+    /// # Errors
+    /// [`Error::BudgetTooSmall`].
+    pub fn new(host: Arc<dyn Host>, options: CacheOptions) -> Result<Arc<PageCache>> {
+        let page = PageSize::new(host.page_bytes());
+        let pages = options.budget_bytes / page.bytes();
+        if pages < CacheOptions::BUDGET_PAGES_MIN {
+            return Err(Error::BudgetTooSmall {
+                bytes: options.budget_bytes,
+                least_bytes: CacheOptions::BUDGET_PAGES_MIN * page.bytes(),
+                least_pages: CacheOptions::BUDGET_PAGES_MIN,
+            });
+        }
+        let inner = Inner {
+            faults: host.faults(),
+            host,
+            page,
+            options,
+            budget: Budget::new(pages),
+            pinned: AtomicU64::new(0),
+            replacement: Mutex::default(),
+            space: AddressSpace::default(),
+            fillers: Fillers::new(options.fillers_max, pages * page.bytes()),
+            counters: Counters::default(),
+            made_in: ProcessId::current(),
+            workers: Workers::new(options.workers_max),
+            objects: RwLock::default(),
+            objects_made: AtomicU64::new(0),
+        };
+        Ok(Arc::new(PageCache { inner: Arc::new(inner) }))
+    }
+
+    /// An object over a store, with nothing in memory yet.
+    ///
+    /// # Errors
+    /// If the machine has no memory for it to be in (descriptors, for one).
+    pub fn open(&self, store: Arc<dyn BackingStore>) -> Result<Arc<MemoryObject>> {
+        let inner = &self.inner;
+        let refused = |e| Error::Host { object: store.name().into(), source: Arc::new(e) };
+        let memory = inner.host.create_memory(store.name(), store.len()).map_err(refused)?;
+        let id = ObjectId(inner.objects_made.fetch_add(1, Ordering::Relaxed));
+        let object = Arc::new(MemoryObject::new(id, store, memory, inner.clone()));
+        write(&inner.objects).insert(id, Arc::downgrade(&object));
+        tracing::debug!(object = object.name(), bytes = object.len(), "opened");
+        Ok(object)
+    }
+
+    /// Shows `length` bytes of an object of this cache, from `offset` on, which need not be at a page's beginning.
+    ///
+    /// `readahead_bytes_max` bounds what is fetched ahead of each reader; a quarter of the budget does too.
+    ///
+    /// # Errors
+    /// If the range is not inside the object, or the machine refuses.
+    pub fn map(
+        self: &Arc<Self>,
+        object: &Arc<MemoryObject>,
+        offset: u64,
+        length: u64,
+        readahead_bytes_max: u64,
+    ) -> Result<MappedView> {
+        let inner = &self.inner;
+        let name = || object.name.clone();
+        if offset.checked_add(length).is_none_or(|end| end > object.length) {
+            return Err(Error::OutOfRange { object: name(), offset, length, end: object.length });
+        }
+        let pages = inner.page.pages_of(offset..offset + length);
+        let window_pages_max =
+            (readahead_bytes_max / inner.page.bytes()).min(inner.budget.pages() / FILL_BUDGET_SHARE).max(1);
+        let reader = Arc::new(Reader { streams: Mutex::new(Streams::default()), window_pages_max });
+        let view = if length == 0 {
+            None // There is nothing to touch.
+        } else {
+            let start = inner.page.bytes_of(pages).start;
+            let view = object.memory.map(start, offset - start + length).map_err(|e| object.host_error(e))?;
+            object.add_view(view.clone(), pages);
+            let (object, reader) = (object.clone(), reader.clone());
+            inner.space.insert(Placed { view: view.clone(), object, pages, reader });
+            inner.workers.start(inner);
+            Some(view)
+        };
+        Ok(MappedView::new(self.clone(), object.clone(), view, offset, length, reader))
+    }
+
+    /// Figures of all objects together since the cache was made.
+    pub fn stats(&self) -> Stats {
+        Stats { pages_resident: self.inner.budget.pages() - self.inner.budget.free(), ..self.inner.counters.stats() }
+    }
+
+    /// The budget in bytes, in whole pages.
+    pub fn budget_bytes(&self) -> u64 {
+        self.inner.budget.pages() * self.inner.page.bytes()
+    }
+
+    /// Bytes of a page here.
+    pub fn page_bytes(&self) -> u64 {
+        self.inner.page.bytes()
+    }
+}
+
+impl Drop for PageCache {
+    fn drop(&mut self) {
+        let inner = &self.inner;
+        if !inner.made_in.is_current() {
+            return; // The threads are in the parent, and so is whoever stops them.
+        }
+        inner.faults.close();
+        inner.fillers.close();
+        inner.workers.wait_for_end();
+        inner.fillers.wait_for_end();
+    }
+}
+
+impl Inner {
+    pub(crate) fn workers(&self) -> &Workers {
+        &self.workers
+    }
+
+    pub(crate) fn object(&self, id: ObjectId) -> Option<Arc<MemoryObject>> {
+        read(&self.objects).get(&id)?.upgrade()
+    }
+
+    pub(crate) fn objects(&self) -> Vec<Arc<MemoryObject>> {
+        read(&self.objects).values().filter_map(Weak::upgrade).collect()
+    }
+
+    pub(crate) fn forget_object(&self, id: ObjectId) {
+        write(&self.objects).remove(&id);
+    }
+
+    /// Pages that the user may pin: half, so that the other half always lets fills go on.
+    pub(crate) fn pinned_pages_max(&self) -> u64 {
+        self.budget.pages() / 2
+    }
+
+    /// The longest fill, in pages.
+    pub(crate) fn fill_pages_max(&self) -> u64 {
+        (FILL_BYTES_MAX / self.page.bytes()).min(self.budget.pages() / FILL_BUDGET_SHARE).max(1)
+    }
+
+    /// The pages of the store's chunk around a page, as far as one fill takes them.
+    pub(crate) fn chunk_pages(&self, object: &MemoryObject, page: PageIndex) -> PageRange {
+        let start = page.0 * self.page.bytes();
+        let chunk = object.store.chunk_at(start);
+        let inside = self.page.pages_inside(chunk.start..chunk.end);
+        let end = if chunk.end >= object.length { object.all_pages().end } else { inside.end };
+        let pages = PageRange { start: inside.start.min(page), end: end.max(page.next()) };
+        pages.part_around(page, self.fill_pages_max())
+    }
+
+    /// Lets the raw ones among the waiters try again, and notes how long they waited.
+    pub(crate) fn wake(&self, object: &MemoryObject, waiters: &[Waiter]) {
+        for waiter in waiters {
+            if let Waiter::Raw { address, since, .. } = waiter {
+                let waited = since.elapsed();
+                object.counters.waiting.record(waited);
+                self.counters.waiting.record(waited);
+                if let Err(error) = self.faults.wake(*address, self.page.bytes()) {
+                    tracing::error!(%address, %error, "a thread cannot be woken; aborting");
+                    std::process::abort();
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! Making room: choosing pages with [`Replacement`](crate::replacement::Replacement), asking the kernel which were
+//! used, punching holes.
+
+use std::sync::Arc;
+
+use crate::cache::Inner;
+use crate::object::MemoryObject;
+use crate::page_state::{PageState, Transition};
+use crate::replacement::{CachedPage, Step};
+use crate::stats::Counter;
+use crate::sync::lock;
+use crate::transit::{Outcome, Transit};
+use crate::units::{PageIndex, PageRange};
+
+/// With more views than this of one object, asking each which pages were used costs more than it brings.
+const VIEWS_ASKED_MAX: usize = 8;
+/// Pages looked at together.
+const BATCH_PAGES_MAX: u64 = 64;
+
+/// Which pages may stay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Spare {
+    /// Those in use, and the pinned.
+    Used,
+    /// The pinned alone.
+    Pinned,
+}
+
+/// Where the pages to be evicted come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Chosen {
+    /// Out of the replacement queue: what stays goes back into it.
+    ByQueue,
+    /// By somebody who did not look there: the queue finds out when it comes to them.
+    ByCaller,
+}
+
+impl Inner {
+    /// Takes `wanted` pages of the budget, evicting for them; fewer, but at least `least`, if there is no more to be had
+    /// without waiting. Waits for `least` until the time limit of a fill; then the answer is 0.
+    pub(crate) fn make_room(&self, wanted: u64, least: u64) -> u64 {
+        let mut taken = 0;
+        loop {
+            let (more, moment) = self.budget.take(wanted - taken);
+            taken += more;
+            if taken == wanted || self.evict(wanted - taken) == 0 {
+                if taken >= least.min(wanted) {
+                    return taken;
+                }
+                if !self.budget.wait(moment, self.options.fill_time_max) {
+                    return taken;
+                }
+            }
+        }
+    }
+
+    /// Evicts at least `wanted` pages if it can; gives how many it did.
+    fn evict(&self, wanted: u64) -> u64 {
+        let batch = (self.budget.pages() / 16).clamp(1, BATCH_PAGES_MAX);
+        let mut evicted = 0;
+        // A page is looked at twice before it goes. When all have been, and are still in use, use is no excuse.
+        let queued = lock(&self.replacement).len() as u64;
+        let mut looks_left = 4 * queued + batch;
+        while evicted < wanted && looks_left > 0 {
+            let spare = if looks_left > 2 * queued { Spare::Used } else { Spare::Pinned };
+            let step = lock(&self.replacement).next_step(batch as usize);
+            match step {
+                Step::Forget(pages) => {
+                    looks_left = looks_left.saturating_sub(pages.len() as u64);
+                    self.for_runs(pages, |object, run| object.put_on_probation(run));
+                }
+                Step::Judge(pages) => {
+                    looks_left = looks_left.saturating_sub(pages.len() as u64);
+                    self.for_runs(pages, |object, run| evicted += object.judge(run, spare));
+                }
+                Step::Exhausted => break,
+            }
+        }
+        evicted
+    }
+
+    /// Calls `work` with each run of neighbouring pages; those of objects that are gone are left out.
+    fn for_runs(&self, mut pages: Vec<CachedPage>, mut work: impl FnMut(&Arc<MemoryObject>, PageRange)) {
+        pages.sort_unstable();
+        let neighbours = |a: &CachedPage, b: &CachedPage| a.object == b.object && a.page.next() == b.page;
+        for run in pages.chunk_by(neighbours) {
+            if let Some(object) = self.object(run[0].object) {
+                work(&object, PageRange::new(run[0].page.0, run[0].page.0 + run.len() as u64));
+            }
+        }
+    }
+}
+
+impl MemoryObject {
+    /// Forgets who used the pages, so that it can be told later.
+    fn put_on_probation(&self, run: PageRange) {
+        if self.view_count() <= VIEWS_ASKED_MAX {
+            self.for_views(run, |view, _, bytes| {
+                if let Err(error) = view.forget_touches(bytes) {
+                    // mlock(2) by the program, for one: such pages look used for ever, and cost a look each time.
+                    tracing::trace!(object = %self.name, %error, "touches cannot be forgotten");
+                }
+            });
+        }
+        let mut pages = self.pages();
+        let mut replacement = lock(&self.cache.replacement);
+        for page in run.iter() {
+            pages.table.set_read(page, false);
+            replacement.probation(CachedPage { object: self.id, page });
+        }
+    }
+
+    /// Spares the pages of a run that were used since they were put on probation, and evicts the others.
+    fn judge(&self, run: PageRange, spare: Spare) -> u64 {
+        let mut used = vec![false; run.count() as usize];
+        if spare == Spare::Used && self.view_count() <= VIEWS_ASKED_MAX {
+            let mut parts = Vec::new();
+            self.for_views(run, |view, view_pages, bytes| {
+                parts.clear();
+                if view.touched(bytes, &mut parts).is_err() {
+                    return; // Without the pagemap all count as unused: first in, first out.
+                }
+                for part in &parts {
+                    let pages = self.cache.page.pages_of(part.clone());
+                    for page in pages.iter().map(|p| PageIndex(p.0 + view_pages.start.0)) {
+                        if run.contains(page) {
+                            used[(page.0 - run.start.0) as usize] = true;
+                        }
+                    }
+                }
+            });
+        }
+        let transits = self.begin_eviction(run, &used, spare, Chosen::ByQueue);
+        transits.into_iter().map(|(part, transit)| self.finish_eviction(part, &transit)).sum()
+    }
+
+    /// Marks what can go as Evicting, in runs; puts the rest where it belongs.
+    fn begin_eviction(
+        &self,
+        run: PageRange,
+        used: &[bool],
+        spare: Spare,
+        chosen: Chosen,
+    ) -> Vec<(PageRange, Arc<Transit>)> {
+        let mut pages = self.pages();
+        let by_queue = chosen == Chosen::ByQueue;
+        let mut parts: Vec<PageRange> = Vec::new();
+        for (page, used) in run.iter().zip(used) {
+            if pages.table.state(page) != PageState::Clean {
+                // Gone otherwise, or on its way in: it will be queued when it is there.
+                if by_queue {
+                    pages.table.set_queued(page, false);
+                }
+                continue;
+            }
+            let used = *used || (spare == Spare::Used && pages.table.is_read(page));
+            if used || pages.table.is_pinned(page) {
+                if by_queue {
+                    self.count(Counter::pages_spared, 1);
+                    lock(&self.cache.replacement).insert(CachedPage { object: self.id, page });
+                }
+                continue;
+            }
+            pages.table.apply(page, Transition::BeginEviction);
+            if by_queue {
+                pages.table.set_queued(page, false);
+            }
+            match parts.last_mut() {
+                Some(last) if last.end == page => last.end = page.next(),
+                _ => parts.push(PageRange::single(page)),
+            }
+        }
+        parts
+            .into_iter()
+            .map(|part| {
+                let transit = Transit::new(part, None);
+                pages.transits.push(transit.clone());
+                (part, transit)
+            })
+            .collect()
+    }
+
+    /// Evicts what can go of a range because somebody asked for it, used or not.
+    pub(crate) fn evict_range(&self, range: PageRange) -> u64 {
+        let resident: Vec<PageRange> =
+            self.pages().table.resident_runs(range).into_iter().filter(|(_, r)| *r).map(|(run, _)| run).collect();
+        let mut evicted = 0;
+        for run in resident {
+            let unused = vec![false; run.count() as usize];
+            for (part, transit) in self.begin_eviction(run, &unused, Spare::Pinned, Chosen::ByCaller) {
+                evicted += self.finish_eviction(part, &transit);
+            }
+        }
+        evicted
+    }
+
+    fn finish_eviction(&self, part: PageRange, transit: &Arc<Transit>) -> u64 {
+        let bytes = self.cache.page.bytes_of(part);
+        let punched = self.memory.punch(bytes.start, bytes.end - bytes.start);
+        let (transition, evicted) = match &punched {
+            Ok(()) => (Transition::Evicted, part.count()),
+            Err(error) => {
+                tracing::warn!(object = %self.name, %error, "eviction failed");
+                (Transition::EvictionAbandoned, 0)
+            }
+        };
+        let (waiters, _) = self.end_transit(transit, transition, Outcome::Retry);
+        if evicted > 0 {
+            tracing::trace!(object = %self.name, page = part.start.0, pages = evicted, "evicted");
+            self.count(Counter::pages_evicted, evicted);
+            self.count(Counter::evictions, 1);
+            self.cache.budget.release(evicted);
+        }
+        self.cache.wake(self, &waiters);
+        evicted
+    }
+}

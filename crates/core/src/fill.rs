@@ -1,0 +1,204 @@
+//! A fill: one transfer from the store to memory.
+//!
+//! Claimed → room → bytes → memory → published. Whoever holds a [`Fill`] owns its pages' Filling state; dropping it
+//! gives them back, so that no path, a panic included, leaves a thread waiting.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use omnimap_store::{AlignedBuffer, StoreError};
+
+use crate::object::MemoryObject;
+use crate::page_state::Transition;
+use crate::stats::{Counter, Resolution};
+use crate::transit::{Cause, Outcome, Transit, Waiter};
+use crate::units::{PageIndex, PageRange};
+
+/// The right, and the duty, to fill some pages.
+pub(crate) struct Fill {
+    object: Arc<MemoryObject>,
+    transit: Arc<Transit>,
+    range: PageRange,
+    /// Pages of the budget that it holds.
+    reserved: u64,
+    ended: bool,
+}
+
+/// For whom a fill is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum For {
+    /// Somebody waits for this page: it must come, or fail.
+    Waiter(PageIndex),
+    /// Nobody yet: it may as well be left.
+    Later,
+}
+
+impl Fill {
+    pub(crate) fn new(object: Arc<MemoryObject>, transit: Arc<Transit>, range: PageRange) -> Fill {
+        Fill { object, transit, range, reserved: 0, ended: false }
+    }
+
+    /// What a waiter in another thread waits on.
+    pub(crate) fn transit(&self) -> Arc<Transit> {
+        self.transit.clone()
+    }
+
+    /// Does it.
+    ///
+    /// # Errors
+    /// The cause, which the waiters have been told.
+    pub(crate) fn run(mut self, whom: For) -> Result<Resolution, Cause> {
+        let span = tracing::trace_span!("fill", object = %self.object.name, page = self.range.start.0,
+            pages = self.range.count(), whom = ?whom);
+        let _entered = span.enter();
+        self.make_room(whom)?;
+        loop {
+            match self.transfer() {
+                Ok(()) => return Ok(self.arrive(whom)),
+                Err(cause) => match self.smaller(whom) {
+                    // Another page's failure is none of the waiter's business: try what it needs alone.
+                    Some(least) => self.shrink(least),
+                    None => return Err(self.fail(whom, cause)),
+                },
+            }
+        }
+    }
+
+    /// Reserves budget for all pages, or for as many as there is room for.
+    fn make_room(&mut self, whom: For) -> Result<(), Cause> {
+        let cache = self.object.cache.clone();
+        let (focus, least) = match whom {
+            For::Waiter(page) => (page, 1),
+            For::Later => (self.range.start, 0),
+        };
+        self.reserved = cache.make_room(self.range.count(), least);
+        if self.reserved == 0 {
+            return Err(match whom {
+                For::Waiter(_) => self.fail(whom, Cause::NoRoom),
+                For::Later => {
+                    self.abandon();
+                    Cause::NoRoom
+                }
+            });
+        }
+        if self.reserved < self.range.count() {
+            self.shrink(self.range.part_around(focus, self.reserved));
+        }
+        Ok(())
+    }
+
+    /// From the store to memory; nobody sees the pages yet but through views.
+    fn transfer(&mut self) -> Result<(), Cause> {
+        let object = &self.object;
+        let bytes = object.cache.page.bytes_of(self.range);
+        let wanted = (bytes.end.min(object.length) - bytes.start) as usize;
+        // Whole pages, although the object may end in the last: direct I/O takes nothing else.
+        let mut buffer = AlignedBuffer::new((bytes.end - bytes.start) as usize);
+        let read = catch_unwind(AssertUnwindSafe(|| object.store.read_at(bytes.start, &mut buffer)));
+        let got = match read {
+            Ok(outcome) => outcome,
+            Err(panic) => Err(StoreError::Panicked { message: panic_message(&*panic) }),
+        };
+        match got {
+            Ok(got) if got >= wanted => {}
+            Ok(got) => {
+                let short = StoreError::Short { wanted: wanted as u64, got: got as u64 };
+                return Err(Cause::Store(Arc::new(short)));
+            }
+            Err(error) => return Err(Cause::Store(Arc::new(error))),
+        }
+        object.memory.fill(bytes.start, &buffer[..wanted]).map_err(|error| {
+            // Some of the pages may be there: they must not be taken for holes, or be found by anybody.
+            if object.memory.punch(bytes.start, bytes.end - bytes.start).is_err() {
+                tracing::error!(object = %object.name, "memory that was filled in part cannot be emptied; aborting");
+                std::process::abort();
+            }
+            Cause::Host(Arc::new(error))
+        })
+    }
+
+    /// What can be tried instead after a failure: the least that gives the waiter its page, if that is less.
+    fn smaller(&self, whom: For) -> Option<PageRange> {
+        let For::Waiter(page) = whom else { return None };
+        let least = self.object.cache.chunk_pages(&self.object, page).intersect(self.range);
+        let least = if least.contains(page) { least } else { PageRange::single(page) };
+        (least.count() < self.range.count()).then_some(least)
+    }
+
+    /// Gives up all pages but `keep`.
+    fn shrink(&mut self, keep: PageRange) {
+        let object = self.object.clone();
+        let waiters: Vec<Waiter> = {
+            let mut pages = object.pages();
+            for page in self.range.iter().filter(|p| !keep.contains(*p)) {
+                pages.table.apply(page, Transition::FillAbandoned);
+            }
+            let mut state = self.transit.lock();
+            state.range = keep;
+            state.waiters.extract_if(.., |w| !keep.contains(w.page())).collect()
+        };
+        self.transit.notify();
+        self.range = keep;
+        let surplus = self.reserved.saturating_sub(keep.count());
+        self.reserved -= surplus;
+        object.cache.budget.release(surplus);
+        object.cache.wake(&object, &waiters);
+    }
+
+    fn arrive(&mut self, whom: For) -> Resolution {
+        self.ended = true;
+        // The pages hold it now.
+        self.reserved = 0;
+        let object = &self.object;
+        let bytes = object.cache.page.bytes_of(self.range);
+        let bytes = bytes.end.min(object.length) - bytes.start;
+        object.count(Counter::fills, 1);
+        object.count(Counter::bytes_filled, bytes);
+        if whom == For::Later {
+            object.count(Counter::fills_ahead, 1);
+            object.count(Counter::bytes_filled_ahead, bytes);
+        }
+        let (waiters, poisoned) = object.end_transit(&self.transit, Transition::Filled, Outcome::Arrived);
+        object.clear_poison(&poisoned);
+        object.cache.wake(object, &waiters);
+        object.cache.budget.evictable();
+        Resolution::Filled
+    }
+
+    /// Ends it with a failure, if somebody waits for it: who only might want the pages will ask, and be told, himself.
+    fn fail(&mut self, whom: For, cause: Cause) -> Cause {
+        self.object.count(Counter::fills_failed, 1);
+        let offset = self.range.start.0 * self.object.cache.page.bytes();
+        tracing::warn!(object = %self.object.name, offset, ?cause, "fill failed");
+        if whom == For::Later {
+            self.abandon();
+            return cause;
+        }
+        self.ended = true;
+        let outcome = Outcome::Failed(cause.clone());
+        let (waiters, _) = self.object.end_transit(&self.transit, Transition::FillFailed, outcome);
+        self.object.cache.budget.release(std::mem::take(&mut self.reserved));
+        self.object.fail_raw(&waiters, &cause);
+        cause
+    }
+
+    fn abandon(&mut self) {
+        self.ended = true;
+        let (waiters, _) = self.object.end_transit(&self.transit, Transition::FillAbandoned, Outcome::Retry);
+        self.object.cache.budget.release(std::mem::take(&mut self.reserved));
+        self.object.cache.wake(&self.object, &waiters);
+    }
+}
+
+impl Drop for Fill {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.abandon();
+        }
+    }
+}
+
+fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
+}

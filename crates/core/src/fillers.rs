@@ -1,0 +1,211 @@
+//! The threads that fill for others: checked accesses, readahead, prefetch.
+
+use std::collections::VecDeque;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::cache::Inner;
+use crate::fill::{Fill, For};
+use crate::object::MemoryObject;
+use crate::prefetch::Pieces;
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Condvar, Mutex, lock, thread, wait_while};
+use crate::units::{PageIndex, PageRange};
+use crate::workers::END_WAIT_MAX;
+
+/// Readahead that is queued or under way, in bytes; more is not begun. It bounds the memory for transfer buffers.
+const AHEAD_BYTES_MAX: u64 = 16 << 20;
+/// And this part of the budget.
+const AHEAD_BUDGET_SHARE: u64 = 2;
+/// How long a filler without work stays.
+const IDLE_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// The queues and their threads.
+pub(crate) struct Fillers {
+    threads_max: usize,
+    ahead_bytes_max: u64,
+    ahead_bytes: AtomicU64,
+    state: Mutex<State>,
+    work: Condvar,
+    ended: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// Somebody waits for these.
+    urgent: VecDeque<Job>,
+    later: VecDeque<Job>,
+    idle: usize,
+    threads: usize,
+    closed: bool,
+}
+
+enum Job {
+    Waiter(Fill, PageIndex),
+    Ahead(Arc<MemoryObject>, PageRange),
+    Prefetch(Arc<Pieces>),
+}
+
+impl Fillers {
+    pub(crate) fn new(threads_max: NonZeroUsize, budget_bytes: u64) -> Fillers {
+        Fillers {
+            threads_max: threads_max.get(),
+            ahead_bytes_max: AHEAD_BYTES_MAX.min(budget_bytes / AHEAD_BUDGET_SHARE),
+            ahead_bytes: AtomicU64::new(0),
+            state: Mutex::default(),
+            work: Condvar::new(),
+            ended: Condvar::new(),
+        }
+    }
+
+    /// Lets all threads end when their fill has; what is queued is dropped.
+    pub(crate) fn close(&self) {
+        let dropped = {
+            let mut state = lock(&self.state);
+            state.closed = true;
+            (std::mem::take(&mut state.urgent), std::mem::take(&mut state.later))
+        };
+        drop(dropped);
+        self.work.notify_all();
+    }
+
+    pub(crate) fn wait_for_end(&self) {
+        drop(wait_while(&self.ended, lock(&self.state), END_WAIT_MAX, |s| s.threads > 0));
+    }
+
+    /// Takes `bytes` of what readahead may have under way, if there is so much left.
+    fn begin_ahead(&self, bytes: u64) -> bool {
+        let most = self.ahead_bytes_max;
+        let add = |now: u64| (now + bytes <= most).then_some(now + bytes);
+        self.ahead_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).is_ok()
+    }
+
+    fn next_job(&self) -> Option<Job> {
+        let mut state = lock(&self.state);
+        loop {
+            if state.closed {
+                break;
+            }
+            if let Some(job) = state.urgent.pop_front() {
+                return Some(job);
+            }
+            if let Some(job) = state.later.pop_front() {
+                return Some(job);
+            }
+            state.idle += 1;
+            let nothing = |s: &mut State| !s.closed && s.urgent.is_empty() && s.later.is_empty();
+            let (again, in_time) = wait_while(&self.work, state, IDLE_TIME_MAX, nothing);
+            state = again;
+            state.idle -= 1;
+            if !in_time {
+                break;
+            }
+        }
+        state.threads -= 1;
+        drop(state);
+        self.ended.notify_all();
+        None
+    }
+}
+
+impl Inner {
+    /// Fills in another thread; the page's waiters are told.
+    pub(crate) fn fill_for_waiter(self: &Arc<Self>, fill: Fill, page: PageIndex) {
+        self.submit(Job::Waiter(fill, page));
+    }
+
+    /// Fetches pages that somebody will probably want, if there is capacity for it.
+    pub(crate) fn fill_ahead(self: &Arc<Self>, object: &Arc<MemoryObject>, range: PageRange) {
+        let piece_pages = self.piece_pages(object);
+        let mut start = range.start;
+        while start < range.end {
+            // Pieces end where chunks do, so that no chunk is fetched twice.
+            let end = PageIndex((start.0 + piece_pages) / piece_pages * piece_pages);
+            let piece = PageRange { start, end: end.min(range.end) };
+            if !self.fillers.begin_ahead(piece.count() * self.page.bytes()) {
+                return;
+            }
+            self.submit(Job::Ahead(object.clone(), piece));
+            start = piece.end;
+        }
+    }
+
+    /// Lets as many threads as help work on the pieces of a prefetch.
+    pub(crate) fn fill_pieces(self: &Arc<Self>, pieces: &Arc<Pieces>, object: &MemoryObject) {
+        let threads = object.store.transfer().in_flight_max.get().min(self.fillers.threads_max);
+        for _ in 0..threads.min(pieces.left()) {
+            self.submit(Job::Prefetch(pieces.clone()));
+        }
+    }
+
+    /// Pages that are best fetched in one transfer when more are wanted.
+    pub(crate) fn piece_pages(&self, object: &MemoryObject) -> u64 {
+        let preferred = object.store.transfer().preferred_bytes.get() as u64 / self.page.bytes();
+        preferred.clamp(1, self.fill_pages_max())
+    }
+
+    fn submit(self: &Arc<Self>, job: Job) {
+        let fillers = &self.fillers;
+        let mut state = lock(&fillers.state);
+        if state.closed {
+            drop(state);
+            return self.refuse(job);
+        }
+        match job {
+            Job::Waiter(..) => state.urgent.push_back(job),
+            Job::Ahead(..) | Job::Prefetch(_) => state.later.push_back(job),
+        }
+        let queued = state.urgent.len() + state.later.len();
+        let spawn = queued > state.idle && state.threads < fillers.threads_max;
+        state.threads += usize::from(spawn);
+        drop(state);
+        fillers.work.notify_one();
+        if !spawn {
+            return;
+        }
+        let inner = self.clone();
+        let work = move || {
+            while let Some(job) = inner.fillers.next_job() {
+                inner.perform(job);
+            }
+        };
+        if let Err(error) = thread::Builder::new().name("omnimap-fill".to_owned()).spawn(work) {
+            tracing::warn!(%error, "no further thread for fills");
+            let mut state = lock(&fillers.state);
+            state.threads -= 1;
+            let alone = state.threads == 0;
+            let job = if alone { state.urgent.pop_front().or_else(|| state.later.pop_front()) } else { None };
+            drop(state);
+            // Nobody else would do it.
+            job.into_iter().for_each(|job| self.perform(job));
+        }
+    }
+
+    fn perform(self: &Arc<Self>, job: Job) {
+        match job {
+            // Whoever waits has been told the outcome; for readahead nobody asks.
+            Job::Waiter(fill, page) => drop(fill.run(For::Waiter(page))),
+            Job::Ahead(object, range) => {
+                while let Some(fill) = object.claim_absent(range) {
+                    if fill.run(For::Later).is_err() {
+                        break;
+                    }
+                }
+                self.fillers.ahead_bytes.fetch_sub(range.count() * self.page.bytes(), Ordering::Relaxed);
+            }
+            Job::Prefetch(pieces) => pieces.fetch_all(),
+        }
+    }
+
+    /// A job that comes when the cache is closed.
+    fn refuse(&self, job: Job) {
+        match job {
+            Job::Waiter(fill, page) => drop(fill.run(For::Waiter(page))),
+            Job::Ahead(_, range) => {
+                self.fillers.ahead_bytes.fetch_sub(range.count() * self.page.bytes(), Ordering::Relaxed);
+            }
+            Job::Prefetch(pieces) => pieces.fetch_all(),
+        }
+    }
+}

@@ -1,0 +1,314 @@
+//! A mapping as the engine has it: a view of an object, and the checked ways to use it.
+
+use std::ops::{Deref, Range};
+use std::sync::Arc;
+use std::time::Instant;
+
+use omnimap_host::View;
+
+use crate::address_space::Reader;
+use crate::cache::PageCache;
+use crate::error::{Error, Result};
+use crate::object::{Claim, MemoryObject};
+use crate::prefetch::Prefetch;
+use crate::readahead::{Bounds, Pattern};
+use crate::stats::{Counter, Stats};
+use crate::sync::atomic::Ordering;
+use crate::sync::lock;
+use crate::transit::{Waited, Waiter};
+use crate::units::{PageIndex, PageRange};
+
+/// Pages copied by a checked read under one lock.
+const READ_PAGES_MAX: u64 = 256;
+
+/// A contiguous range of addresses that shows a part of an object; unmapped when dropped.
+///
+/// All offsets are in bytes from its start.
+pub struct MappedView {
+    cache: Arc<PageCache>,
+    object: Arc<MemoryObject>,
+    /// None for a mapping of no bytes.
+    view: Option<Arc<dyn View>>,
+    offset: u64,
+    length: u64,
+    reader: Arc<Reader>,
+}
+
+impl MappedView {
+    pub(crate) fn new(
+        cache: Arc<PageCache>,
+        object: Arc<MemoryObject>,
+        view: Option<Arc<dyn View>>,
+        offset: u64,
+        length: u64,
+        reader: Arc<Reader>,
+    ) -> MappedView {
+        MappedView { cache, object, view, offset, length, reader }
+    }
+
+    /// Length in bytes.
+    pub fn len(&self) -> u64 {
+        self.length
+    }
+
+    /// Whether it has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// What it shows.
+    pub fn object(&self) -> &Arc<MemoryObject> {
+        &self.object
+    }
+
+    /// Whose budget it uses.
+    pub fn cache(&self) -> &Arc<PageCache> {
+        &self.cache
+    }
+
+    /// The bytes. Touching one may wait for the store, and raises SIGBUS if the store fails.
+    pub fn bytes(&self) -> &[u8] {
+        // The view begins at a page.
+        let skip = (self.offset % self.object.cache.page.bytes()) as usize;
+        self.view.as_ref().map_or(&[], |view| &view.bytes()[skip..])
+    }
+
+    /// Figures of the object since it was opened.
+    pub fn stats(&self) -> Stats {
+        let pages_resident = self.object.pages().table.resident_count();
+        Stats { pages_resident, ..self.object.counters.stats() }
+    }
+
+    /// Copies bytes out, fetching what is not in memory: no pointer, so no signal.
+    ///
+    /// # Errors
+    /// If the range is not inside the mapping, or the store fails; what `into` holds then is not defined.
+    pub fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<()> {
+        let wanted = self.locate(offset, into.len() as u64)?;
+        let page_size = self.object.cache.page;
+        let pages = page_size.pages_of(wanted.clone());
+        let mut at = wanted.start;
+        while at < wanted.end {
+            let first = page_size.page_at(at);
+            let last = pages.end.min(PageIndex(first.0 + READ_PAGES_MAX));
+            let mut pinned = self.object.pin_resident(first, last);
+            if pinned.is_empty() {
+                self.fetch(first, pages, at)?;
+                pinned = PageRange::single(first);
+            } else {
+                self.object.count(Counter::checked_pages_resident, pinned.count());
+            }
+            let pinned = Pinned { object: &self.object, range: pinned };
+            let stop = page_size.bytes_of(pinned.range).end.min(wanted.end);
+            let part = (at - wanted.start) as usize..(stop - wanted.start) as usize;
+            let read = self.object.memory.read(at, &mut into[part]);
+            drop(pinned);
+            read.map_err(|e| self.object.host_error(e))?;
+            at = stop;
+        }
+        self.read_ahead(pages);
+        Ok(())
+    }
+
+    /// Brings a range into memory and keeps it there: the bytes it gives cannot fault for want of the store.
+    ///
+    /// # Errors
+    /// If the range is not inside the mapping, or the store fails, or more than half of the budget would be pinned.
+    pub fn pin(&self, offset: u64, length: u64) -> Result<PinGuard<'_>> {
+        let wanted = self.locate(offset, length)?;
+        let inner = &self.object.cache;
+        let pages = inner.page.pages_of(wanted);
+        let limit = inner.pinned_pages_max();
+        let add = |now: u64| now.checked_add(pages.count()).filter(|n| *n <= limit);
+        if inner.pinned.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).is_err() {
+            return Err(Error::PinLimit {
+                object: self.object.name.clone(),
+                wanted_bytes: pages.count() * inner.page.bytes(),
+                limit_bytes: limit * inner.page.bytes(),
+            });
+        }
+        let mut guard = PinGuard {
+            bytes: &self.bytes()[offset as usize..(offset + length) as usize],
+            quota: Quota { object: &self.object, pages: pages.count() },
+            pinned: Pinned { object: &self.object, range: PageRange { start: pages.start, end: pages.start } },
+        };
+        while guard.pinned.range.end < pages.end {
+            let next = guard.pinned.range.end;
+            let resident = self.object.pin_resident(next, pages.end);
+            if resident.is_empty() {
+                self.fetch(next, pages, next.0 * inner.page.bytes())?;
+                guard.pinned.range.end = next.next();
+            } else {
+                self.object.count(Counter::checked_pages_resident, resident.count());
+                guard.pinned.range.end = resident.end;
+            }
+        }
+        debug_assert_eq!(guard.quota.pages, guard.pinned.range.count());
+        Ok(guard)
+    }
+
+    /// Begins to fetch ranges, and comes back at once.
+    ///
+    /// # Errors
+    /// If a range is not inside the mapping; what fails later, the [`Prefetch`] tells.
+    pub fn prefetch(&self, ranges: &[Range<u64>]) -> Result<Prefetch> {
+        let mut pages = Vec::with_capacity(ranges.len());
+        for range in ranges {
+            let wanted = self.locate(range.start, range.end.saturating_sub(range.start))?;
+            pages.push(self.object.cache.page.pages_of(wanted));
+        }
+        Ok(Prefetch::begin(&self.cache, &self.object, &pages))
+    }
+
+    /// Says how a range will be read from now on.
+    ///
+    /// # Errors
+    /// If the range is not inside the mapping.
+    pub fn expect(&self, range: Range<u64>, pattern: Pattern) -> Result<()> {
+        let wanted = self.locate(range.start, range.end.saturating_sub(range.start))?;
+        lock(&self.reader.streams).expect(self.object.cache.page.pages_of(wanted), pattern);
+        Ok(())
+    }
+
+    /// Drops the clean pages that lie wholly in a range and are not pinned; the next access fetches them again.
+    ///
+    /// # Errors
+    /// If the range is not inside the mapping.
+    pub fn evict(&self, range: Range<u64>) -> Result<u64> {
+        let wanted = self.locate(range.start, range.end.saturating_sub(range.start))?;
+        let inner = &self.object.cache;
+        let end = if wanted.end == self.object.length { wanted.end.next_multiple_of(inner.page.bytes()) } else { wanted.end };
+        let pages = self.object.evict_range(inner.page.pages_inside(wanted.start..end));
+        Ok(pages * inner.page.bytes())
+    }
+
+    /// Which parts of a range are in memory: runs of whole pages (cut to the range), and whether they are.
+    ///
+    /// # Errors
+    /// If the range is not inside the mapping.
+    pub fn residency(&self, range: Range<u64>) -> Result<Vec<(Range<u64>, bool)>> {
+        let wanted = self.locate(range.start, range.end.saturating_sub(range.start))?;
+        let page = self.object.cache.page;
+        let runs = self.object.pages().table.resident_runs(page.pages_of(wanted.clone()));
+        let cut = |run: PageRange| {
+            let bytes = page.bytes_of(run);
+            bytes.start.max(wanted.start) - self.offset..bytes.end.min(wanted.end) - self.offset
+        };
+        Ok(runs.into_iter().map(|(run, resident)| (cut(run), resident)).collect())
+    }
+
+    /// A range of the mapping as a range of the object; no range, if it is not inside, or the process is another.
+    fn locate(&self, offset: u64, length: u64) -> Result<Range<u64>> {
+        let object = || self.object.name.clone();
+        if offset.checked_add(length).is_none_or(|end| end > self.length) {
+            return Err(Error::OutOfRange { object: object(), offset, length, end: self.length });
+        }
+        if !self.object.cache.made_in.is_current() {
+            return Err(Error::Forked { object: object() });
+        }
+        Ok(self.offset + offset..self.offset + offset + length)
+    }
+
+    fn bounds(&self, page: PageIndex) -> Bounds {
+        Bounds {
+            object: self.object.cache.page.pages_of(self.offset..self.offset + self.length),
+            chunk: self.object.cache.chunk_pages(&self.object, page),
+            window_pages_max: self.reader.window_pages_max,
+        }
+    }
+
+    /// Gets a page that was not in memory, pinned. `at` is the byte that is wanted first, for errors.
+    fn fetch(&self, page: PageIndex, wanted: PageRange, at: u64) -> Result<()> {
+        let inner = &self.object.cache;
+        let since = Instant::now();
+        let limit = inner.options.fill_time_max;
+        let bounds = self.bounds(page);
+        let plan = lock(&self.reader.streams).on_fault(page, &bounds);
+        let end = plan.now.end.max(wanted.end);
+        let now = PageRange { start: plan.now.start, end }.part_around(page, inner.fill_pages_max());
+        self.object.count(Counter::checked_pages_waited, 1);
+        inner.fill_ahead(&self.object, PageRange::new(plan.ahead.start.0.max(now.end.0), plan.ahead.end.0));
+        let outcome = loop {
+            let transit = match self.object.claim(page, now, Some(Waiter::Checked { page })) {
+                Claim::Resident => break Ok(()),
+                Claim::Joined(transit) => transit,
+                Claim::Mine(fill) => {
+                    let transit = fill.transit();
+                    inner.fill_for_waiter(fill, page);
+                    transit
+                }
+            };
+            match transit.wait(page, limit.saturating_sub(since.elapsed())) {
+                Waited::Pinned => break Ok(()),
+                Waited::Retry => {}
+                Waited::Failed(cause) => break Err(self.object.error_at(at, cause)),
+                Waited::TimedOut => {
+                    let object = self.object.name.clone();
+                    break Err(Error::TimedOut { object, offset: at, limit });
+                }
+            }
+        };
+        self.object.counters.waiting.record(since.elapsed());
+        inner.counters.waiting.record(since.elapsed());
+        outcome
+    }
+
+    /// Keeps ahead of a reader that needs no faults to be known.
+    fn read_ahead(&self, pages: PageRange) {
+        let ahead = lock(&self.reader.streams).on_read(pages, &self.bounds(pages.start));
+        if !ahead.is_empty() {
+            self.object.cache.fill_ahead(&self.object, ahead);
+        }
+    }
+}
+
+impl Drop for MappedView {
+    fn drop(&mut self) {
+        if let Some(view) = self.view.take() {
+            self.object.remove_view(view.start());
+            // The last two references go here and now: the range is unmapped when this returns.
+            drop(self.object.cache.space.remove(view.start()));
+            drop(view);
+        }
+    }
+}
+
+/// Pages that stay until it is dropped.
+struct Pinned<'a> {
+    object: &'a MemoryObject,
+    range: PageRange,
+}
+
+impl Drop for Pinned<'_> {
+    fn drop(&mut self) {
+        if !self.range.is_empty() {
+            self.object.unpin(self.range);
+        }
+    }
+}
+
+/// A part of what may be pinned.
+struct Quota<'a> {
+    object: &'a MemoryObject,
+    pages: u64,
+}
+
+impl Drop for Quota<'_> {
+    fn drop(&mut self) {
+        self.object.cache.pinned.fetch_sub(self.pages, Ordering::Relaxed);
+    }
+}
+
+/// Bytes that are in memory and stay there until it is dropped.
+pub struct PinGuard<'a> {
+    bytes: &'a [u8],
+    pinned: Pinned<'a>,
+    quota: Quota<'a>,
+}
+
+impl Deref for PinGuard<'_> {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        self.bytes
+    }
+}

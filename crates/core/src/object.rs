@@ -1,0 +1,386 @@
+//! A paged memory object: a store, the memory that holds its resident pages, and the state of each page.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use omnimap_host::{Address, Memory, View};
+use omnimap_store::BackingStore;
+
+use crate::cache::Inner;
+use crate::error::{Error, Result};
+use crate::fill::Fill;
+use crate::page_state::{PageState, Transition};
+use crate::page_table::PageTable;
+use crate::replacement::{CachedPage, ObjectId};
+use crate::stats::{Counter, Counters, count};
+use crate::sync::{Mutex, MutexGuard, RwLock, lock, read, write};
+use crate::transit::{Cause, Outcome, Transit, Waiter};
+use crate::units::{PageIndex, PageRange};
+
+/// What is mapped: page-indexed bytes from a store, of which a part is in memory.
+pub struct MemoryObject {
+    pub(crate) id: ObjectId,
+    pub(crate) name: Arc<str>,
+    pub(crate) length: u64,
+    pub(crate) store: Arc<dyn BackingStore>,
+    pub(crate) memory: Arc<dyn Memory>,
+    pub(crate) cache: Arc<Inner>,
+    pub(crate) counters: Counters,
+    pages: Mutex<Pages>,
+    views: RwLock<Vec<ObjectView>>,
+}
+
+/// A view, and which page of the object it begins with.
+pub(crate) struct ObjectView {
+    pub(crate) view: Arc<dyn View>,
+    pub(crate) pages: PageRange,
+}
+
+/// Everything about an object's pages that changes.
+#[derive(Default)]
+pub(crate) struct Pages {
+    pub(crate) table: PageTable,
+    /// Each Filling or Evicting page is covered by exactly one.
+    pub(crate) transits: Vec<Arc<Transit>>,
+    pins: HashMap<PageIndex, u32>,
+    /// Addresses (of pages) that raise SIGBUS until that is taken back.
+    pub(crate) poisoned: HashMap<PageIndex, Vec<Address>>,
+}
+
+impl Pages {
+    pub(crate) fn pin(&mut self, page: PageIndex) {
+        *self.pins.entry(page).or_insert(0) += 1;
+        self.table.set_pinned(page, true);
+        self.table.set_read(page, true);
+    }
+
+    /// Gives one pin back; `true` if it was the page's last.
+    fn unpin(&mut self, page: PageIndex) -> bool {
+        let count = self.pins.get_mut(&page).expect("a page is unpinned as often as it was pinned");
+        *count -= 1;
+        let last = *count == 0;
+        if last {
+            self.pins.remove(&page);
+            self.table.set_pinned(page, false);
+        }
+        last
+    }
+
+    pub(crate) fn remove_transit(&mut self, transit: &Arc<Transit>) {
+        let at = self.transits.iter().position(|t| Arc::ptr_eq(t, transit));
+        self.transits.swap_remove(at.expect("a transit is in the list until it ends"));
+    }
+
+    pub(crate) fn take_poisoned(&mut self, range: PageRange) -> Vec<Address> {
+        if self.poisoned.is_empty() {
+            return Vec::new();
+        }
+        self.poisoned.extract_if(|page, _| range.contains(*page)).flat_map(|(_, addresses)| addresses).collect()
+    }
+}
+
+/// What became of a request for a page.
+pub(crate) enum Claim {
+    /// It is in memory (and pinned, for a checked waiter).
+    Resident,
+    /// It is on its way in or out; the waiter is in the list.
+    Joined(Arc<Transit>),
+    /// The caller has to fill it.
+    Mine(Fill),
+}
+
+impl MemoryObject {
+    pub(crate) fn new(
+        id: ObjectId,
+        store: Arc<dyn BackingStore>,
+        memory: Arc<dyn Memory>,
+        cache: Arc<Inner>,
+    ) -> MemoryObject {
+        MemoryObject {
+            id,
+            name: store.name().into(),
+            length: store.len(),
+            store,
+            memory,
+            cache,
+            counters: Counters::default(),
+            pages: Mutex::default(),
+            views: RwLock::default(),
+        }
+    }
+
+    /// What it is called in errors.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Length in bytes.
+    pub fn len(&self) -> u64 {
+        self.length
+    }
+
+    /// Whether it has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// Where its bytes come from.
+    pub fn store(&self) -> &Arc<dyn BackingStore> {
+        &self.store
+    }
+
+    /// Bytes of memory that it has, as the kernel counts them.
+    ///
+    /// # Errors
+    /// If the kernel does not tell.
+    pub fn kernel_resident_bytes(&self) -> Result<u64> {
+        self.memory.resident_bytes().map_err(|e| self.host_error(e))
+    }
+
+    /// All of its pages.
+    pub(crate) fn all_pages(&self) -> PageRange {
+        self.cache.page.pages_of(0..self.length)
+    }
+
+    pub(crate) fn pages(&self) -> MutexGuard<'_, Pages> {
+        lock(&self.pages)
+    }
+
+    pub(crate) fn count(&self, counter: Counter, by: u64) {
+        count(Some(&self.counters), &self.cache.counters, counter, by);
+    }
+
+    pub(crate) fn host_error(&self, source: omnimap_host::HostError) -> Error {
+        Error::Host { object: self.name.clone(), source: Arc::new(source) }
+    }
+
+    /// The error of an access that wanted a byte and could not have it.
+    pub(crate) fn error_at(&self, offset: u64, cause: Cause) -> Error {
+        let object = self.name.clone();
+        match cause {
+            Cause::Store(source) => Error::Read { object, offset, source },
+            Cause::Host(source) => Error::Host { object, source },
+            Cause::NoRoom => Error::NoRoom { object, offset, limit: self.cache.options.fill_time_max },
+        }
+    }
+
+    /// Asks for a page. If it has to be fetched, so are those around it that are in `window` and fetched by nobody.
+    pub(crate) fn claim(self: &Arc<Self>, page: PageIndex, window: PageRange, waiter: Option<Waiter>) -> Claim {
+        let mut pages = self.pages();
+        match pages.table.state(page) {
+            PageState::Clean => {
+                if let Some(Waiter::Checked { page }) = waiter {
+                    pages.pin(page);
+                }
+                Claim::Resident
+            }
+            PageState::Filling | PageState::Evicting => {
+                let transit = pages.transits.iter().find(|t| t.covers(page));
+                let transit = transit.expect("a page in transit has one").clone();
+                transit.lock().waiters.extend(waiter);
+                Claim::Joined(transit)
+            }
+            PageState::Absent | PageState::Failed => {
+                let range = pages.table.fillable_run(page, window);
+                for page in range.iter() {
+                    pages.table.apply(page, Transition::BeginFill);
+                }
+                let transit = Transit::new(range, waiter);
+                pages.transits.push(transit.clone());
+                let poisoned = pages.take_poisoned(range);
+                drop(pages);
+                self.clear_poison(&poisoned);
+                Claim::Mine(Fill::new(self.clone(), transit, range))
+            }
+        }
+    }
+
+    /// As [`claim`](Self::claim), for whoever does not wait: the first pages of `window` that nobody has or fetches.
+    pub(crate) fn claim_absent(self: &Arc<Self>, window: PageRange) -> Option<Fill> {
+        let first = {
+            let pages = self.pages();
+            window.iter().find(|p| pages.table.state(*p).is_fillable())?
+        };
+        match self.claim(first, PageRange { start: first, end: window.end }, None) {
+            Claim::Mine(fill) => Some(fill),
+            // Somebody was faster; what comes after is looked at again by the caller's next call.
+            Claim::Resident | Claim::Joined(_) => {
+                self.claim_absent(PageRange { start: first.next(), end: window.end })
+            }
+        }
+    }
+
+    /// The fills and evictions under way in a range.
+    pub(crate) fn transits_in(&self, range: PageRange) -> Vec<Arc<Transit>> {
+        let pages = self.pages();
+        pages.transits.iter().filter(|t| !t.lock().range.intersect(range).is_empty()).cloned().collect()
+    }
+
+    /// Pins the pages from `start` on that are in memory, at most up to `end`.
+    pub(crate) fn pin_resident(&self, start: PageIndex, end: PageIndex) -> PageRange {
+        let mut pages = self.pages();
+        let prefix = pages.table.clean_prefix(start, end);
+        for page in prefix.iter() {
+            pages.pin(page);
+        }
+        prefix
+    }
+
+    pub(crate) fn unpin(&self, range: PageRange) {
+        let mut any_last = false;
+        {
+            let mut pages = self.pages();
+            for page in range.iter() {
+                any_last |= pages.unpin(page);
+            }
+        }
+        if any_last {
+            self.cache.budget.evictable();
+        }
+    }
+
+    pub(crate) fn add_view(&self, view: Arc<dyn View>, pages: PageRange) {
+        write(&self.views).push(ObjectView { view, pages });
+    }
+
+    pub(crate) fn remove_view(&self, start: Address) {
+        write(&self.views).retain(|v| v.view.start() != start);
+    }
+
+    /// Calls `work` with each view of some of the pages: the view, the pages, and their bytes within the view.
+    pub(crate) fn for_views(
+        &self,
+        range: PageRange,
+        mut work: impl FnMut(&dyn View, PageRange, std::ops::Range<u64>),
+    ) {
+        for view in read(&self.views).iter() {
+            let part = view.pages.intersect(range);
+            if !part.is_empty() {
+                let start = view.pages.start.0;
+                let inside = PageRange::new(part.start.0 - start, part.end.0 - start);
+                work(&*view.view, view.pages, self.cache.page.bytes_of(inside));
+            }
+        }
+    }
+
+    pub(crate) fn view_count(&self) -> usize {
+        read(&self.views).len()
+    }
+
+    /// Lets accesses at these addresses fault again instead of failing.
+    pub(crate) fn clear_poison(&self, addresses: &[Address]) {
+        for address in addresses {
+            self.cache.space.with_view(*address, |view, offset| {
+                if let Err(error) = view.clear_failure(offset..offset + self.cache.page.bytes()) {
+                    tracing::warn!(object = %self.name, %error, "a failed page could not be made accessible again");
+                }
+            });
+        }
+    }
+
+    /// Makes the accesses of these waiters fail, and lets them find out.
+    pub(crate) fn fail_raw(&self, waiters: &[Waiter], cause: &Cause) {
+        for waiter in waiters {
+            let Waiter::Raw { address, page, .. } = waiter else { continue };
+            let offset = page.0 * self.cache.page.bytes();
+            self.count(Counter::faults_failed, 1);
+            self.fail_address(*address, &self.error_at(offset, cause.clone()).to_string());
+        }
+        self.cache.wake(self, waiters);
+    }
+
+    pub(crate) fn fail_address(&self, address: Address, why: &str) {
+        self.cache.space.with_view(address, |view, offset| {
+            if let Err(error) = view.fail(offset..offset + self.cache.page.bytes(), why) {
+                // The thread would wait for ever, and without a word: dying with one is better.
+                tracing::error!(object = %self.name, why, %error, "a page failed and cannot be marked; aborting");
+                std::process::abort();
+            }
+        });
+    }
+
+    /// Turns pages that a fill had claimed into absent ones, and gives back who waited for them.
+    pub(crate) fn end_transit(
+        &self,
+        transit: &Arc<Transit>,
+        transition: Transition,
+        outcome: Outcome,
+    ) -> (Vec<Waiter>, Vec<Address>) {
+        let mut pages = self.pages();
+        pages.remove_transit(transit);
+        let mut state = transit.lock();
+        let range = state.range;
+        for page in range.iter() {
+            let after = pages.table.apply(page, transition);
+            if after == PageState::Clean && !pages.table.is_queued(page) {
+                pages.table.set_queued(page, true);
+                lock(&self.cache.replacement).insert(CachedPage { object: self.id, page });
+            }
+        }
+        let waiters = std::mem::take(&mut state.waiters);
+        let mut poisoned = Vec::new();
+        match &outcome {
+            Outcome::Arrived => {
+                for waiter in &waiters {
+                    if let Waiter::Checked { page } = waiter {
+                        pages.pin(*page);
+                    }
+                }
+                poisoned = pages.take_poisoned(range);
+            }
+            Outcome::Failed(_) => {
+                for waiter in &waiters {
+                    if let Waiter::Raw { address, page, .. } = waiter {
+                        pages.poisoned.entry(*page).or_default().push(*address);
+                    }
+                }
+            }
+            Outcome::Retry => {}
+        }
+        state.outcome = Some(outcome);
+        drop(state);
+        transit.notify();
+        (waiters, poisoned)
+    }
+
+    /// Fails the raw accesses that have waited since before `oldest`; their fills go on.
+    pub(crate) fn expire_raw(&self, oldest: Instant) {
+        let late: Vec<Waiter> = {
+            let mut pages = self.pages();
+            let mut late = Vec::new();
+            for transit in &pages.transits {
+                let old = |w: &mut Waiter| matches!(w, Waiter::Raw { since, .. } if *since < oldest);
+                late.extend(transit.lock().waiters.extract_if(.., old));
+            }
+            for waiter in &late {
+                if let Waiter::Raw { address, page, .. } = waiter {
+                    pages.poisoned.entry(*page).or_default().push(*address);
+                }
+            }
+            late
+        };
+        let limit = self.cache.options.fill_time_max;
+        for waiter in &late {
+            let Waiter::Raw { address, page, .. } = waiter else { continue };
+            let offset = page.0 * self.cache.page.bytes();
+            let error = Error::TimedOut { object: self.name.clone(), offset, limit };
+            self.count(Counter::faults_failed, 1);
+            self.fail_address(*address, &error.to_string());
+        }
+        self.cache.wake(self, &late);
+    }
+}
+
+impl Drop for MemoryObject {
+    fn drop(&mut self) {
+        let pages = std::mem::take(&mut *self.pages());
+        lock(&self.cache.replacement).forget_object(self.id);
+        self.cache.forget_object(self.id);
+        // The memory goes before the budget comes back, or both together would be above it for a moment.
+        if let Err(error) = self.memory.punch(0, self.cache.page.bytes_of(self.all_pages()).end.max(1)) {
+            tracing::warn!(object = %self.name, %error, "memory could not be given back before it was closed");
+        }
+        self.cache.budget.release(pages.table.resident_count());
+    }
+}

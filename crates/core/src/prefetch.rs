@@ -1,0 +1,175 @@
+//! Fetching what will be wanted: many ranges at once, in the background, awaited if one likes.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use crate::cache::PageCache;
+use crate::error::{Error, Result};
+use crate::fill::For;
+use crate::object::MemoryObject;
+use crate::sync::{Condvar, Mutex, lock, wait_while};
+use crate::transit::Cause;
+use crate::units::PageRange;
+
+/// A prefetch under way; waiting for it, or awaiting it, is optional. Dropping it lets it go on.
+#[must_use = "a prefetch goes on by itself; wait for it, await it, or drop it"]
+pub struct Prefetch {
+    pieces: Arc<Pieces>,
+    _cache: Arc<PageCache>,
+}
+
+/// What a prefetch came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Prefetched {
+    /// Bytes of the ranges that were in memory or were brought there.
+    pub bytes: u64,
+    /// Bytes that were left out because the budget has no room for them.
+    pub bytes_left_out: u64,
+}
+
+/// The pieces of a prefetch, and how far it is.
+pub(crate) struct Pieces {
+    object: Arc<MemoryObject>,
+    state: Mutex<State>,
+    done: Condvar,
+}
+
+struct State {
+    left: VecDeque<PageRange>,
+    under_way: usize,
+    bytes: u64,
+    bytes_left_out: u64,
+    error: Option<Error>,
+    waker: Option<Waker>,
+}
+
+impl State {
+    fn is_done(&self) -> bool {
+        self.left.is_empty() && self.under_way == 0
+    }
+
+    fn outcome(&self) -> Result<Prefetched> {
+        match &self.error {
+            Some(error) => Err(error.clone()),
+            None => Ok(Prefetched { bytes: self.bytes, bytes_left_out: self.bytes_left_out }),
+        }
+    }
+}
+
+impl Prefetch {
+    /// Begins to fetch the ranges, as much of them as the budget can hold beside what is pinned.
+    pub(crate) fn begin(cache: &Arc<PageCache>, object: &Arc<MemoryObject>, ranges: &[PageRange]) -> Prefetch {
+        let inner = &cache.inner;
+        // Some room is left for the accesses that happen meanwhile.
+        let pinned = inner.pinned.load(crate::sync::atomic::Ordering::Relaxed);
+        let mut room = (inner.budget.pages() - pinned.min(inner.budget.pages())) * 3 / 4;
+        let piece_pages = inner.piece_pages(object);
+        let (mut left, mut left_out) = (VecDeque::new(), 0);
+        for range in ranges {
+            let mut rest = *range;
+            while !rest.is_empty() {
+                let count = rest.count().min(piece_pages).min(room);
+                if count == 0 {
+                    left_out += rest.count();
+                    break;
+                }
+                left.push_back(PageRange::new(rest.start.0, rest.start.0 + count));
+                rest.start.0 += count;
+                room -= count;
+            }
+        }
+        let bytes_left_out = left_out * inner.page.bytes();
+        let state = State { left, under_way: 0, bytes: 0, bytes_left_out, error: None, waker: None };
+        let pieces = Arc::new(Pieces { object: object.clone(), state: Mutex::new(state), done: Condvar::new() });
+        inner.fill_pieces(&pieces, object);
+        Prefetch { pieces, _cache: cache.clone() }
+    }
+
+    /// Waits until all is there, or has failed.
+    ///
+    /// # Errors
+    /// The first thing that went wrong; the rest was fetched all the same.
+    pub fn wait(self) -> Result<Prefetched> {
+        let mut state = lock(&self.pieces.state);
+        loop {
+            if state.is_done() {
+                return state.outcome();
+            }
+            // Each fill has its own time limit; this only bounds one sleep.
+            state = wait_while(&self.pieces.done, state, Duration::from_secs(60), |s| !s.is_done()).0;
+        }
+    }
+
+    /// Whether all is there, or has failed.
+    pub fn is_done(&self) -> bool {
+        lock(&self.pieces.state).is_done()
+    }
+}
+
+impl Future for Prefetch {
+    type Output = Result<Prefetched>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut state = lock(&self.pieces.state);
+        if state.is_done() {
+            return Poll::Ready(state.outcome());
+        }
+        state.waker = Some(context.waker().clone());
+        Poll::Pending
+    }
+}
+
+impl Pieces {
+    pub(crate) fn left(&self) -> usize {
+        lock(&self.state).left.len()
+    }
+
+    /// Fetches pieces until none is left that nobody fetches.
+    pub(crate) fn fetch_all(&self) {
+        loop {
+            let piece = {
+                let mut state = lock(&self.state);
+                let Some(piece) = state.left.pop_front() else { return };
+                state.under_way += 1;
+                piece
+            };
+            let outcome = self.fetch(piece);
+            let mut state = lock(&self.state);
+            state.under_way -= 1;
+            match outcome {
+                Ok(()) => state.bytes += self.bytes(piece),
+                Err(Cause::NoRoom) => state.bytes_left_out += self.bytes(piece),
+                Err(cause) => {
+                    let offset = piece.start.0 * self.object.cache.page.bytes();
+                    state.error.get_or_insert_with(|| self.object.error_at(offset, cause));
+                }
+            }
+            if state.is_done() {
+                let waker = state.waker.take();
+                drop(state);
+                self.done.notify_all();
+                waker.into_iter().for_each(Waker::wake);
+            }
+        }
+    }
+
+    fn fetch(&self, piece: PageRange) -> Result<(), Cause> {
+        while let Some(fill) = self.object.claim_absent(piece) {
+            fill.run(For::Later)?;
+        }
+        // What others were fetching already is part of what was asked for.
+        for transit in self.object.transits_in(piece) {
+            transit.wait_for_end(self.object.cache.options.fill_time_max);
+        }
+        Ok(())
+    }
+
+    fn bytes(&self, piece: PageRange) -> u64 {
+        let bytes = self.object.cache.page.bytes_of(piece);
+        bytes.end.min(self.object.length) - bytes.start
+    }
+}

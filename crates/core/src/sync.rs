@@ -1,0 +1,53 @@
+//! Threads and locks, so that a model checker can take their place (`--cfg shuttle`).
+//!
+//! # Lock order
+//! A thread that holds one of these takes only ones further right:
+//! ```text
+//! AddressSpace::views > MemoryObject::views > MemoryObject::pages > Transit::state > PageCache::replacement
+//!                                                                                  > Budget::state
+//! Streams, Fillers::state, PageCache::objects: leaves, held alone
+//! ```
+//! No lock is held across a call of a store.
+
+#[cfg(not(shuttle))]
+pub(crate) use std::{
+    sync::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, atomic},
+    thread,
+};
+
+#[cfg(shuttle)]
+pub(crate) use shuttle::{
+    sync::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, atomic},
+    thread,
+};
+
+use std::sync::PoisonError;
+use std::time::Duration;
+
+/// Locks. A panic elsewhere while it was held is no reason to stop here: what is behind each lock is consistent
+/// between any two statements, and stores run without one.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// As [`lock`], shared.
+pub(crate) fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// As [`lock`], exclusive.
+pub(crate) fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Waits while `condition` holds, at most `limit`; `false` if the time was up first.
+pub(crate) fn wait_while<'a, T>(
+    condvar: &Condvar,
+    guard: MutexGuard<'a, T>,
+    limit: Duration,
+    condition: impl FnMut(&mut T) -> bool,
+) -> (MutexGuard<'a, T>, bool) {
+    let (guard, timeout) =
+        condvar.wait_timeout_while(guard, limit, condition).unwrap_or_else(PoisonError::into_inner);
+    (guard, !timeout.timed_out())
+}

@@ -1,0 +1,78 @@
+//! A memory budget that several mappings share.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Duration;
+
+use omnimap_core::{CacheOptions, Error, PageCache, Result, Stats};
+use omnimap_host::linux::LinuxHost;
+
+/// A memory budget, and everything that lives on it; cheap to clone.
+///
+/// Mappings made with the same cache compete for its budget: what is used stays. The cache's threads end when the
+/// last mapping and the last clone are gone.
+///
+/// # Example
+/// ```
+/// use omnimap::{Cache, MapOptions, store::MemoryStore};
+///
+/// # fn main() -> omnimap::Result<()> {
+/// let cache = Cache::new(4 << 20)?;
+/// let one = MapOptions::new().cache(&cache).map(MemoryStore::new("one", vec![1; 8 << 20]))?;
+/// let two = MapOptions::new().cache(&cache).map(MemoryStore::new("two", vec![2; 8 << 20]))?;
+/// assert!(one.iter().zip(two.iter()).all(|(a, b)| (*a, *b) == (1, 2)));
+/// assert!(cache.stats().pages_resident * cache.page_bytes() <= 4 << 20);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Cache {
+    pub(crate) pages: Arc<PageCache>,
+}
+
+/// What a cache is made with; also part of [`MapOptions`](crate::MapOptions).
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    pub(crate) budget_bytes: u64,
+    pub(crate) workers_max: Option<NonZeroUsize>,
+    pub(crate) fill_time_max: Option<Duration>,
+}
+
+impl Cache {
+    /// A cache of `budget_bytes`, in whole pages; at least 8.
+    ///
+    /// # Errors
+    /// A budget that is too small; a machine without userfaultfd, with what to do about it.
+    pub fn new(budget_bytes: u64) -> Result<Cache> {
+        Self::with_limits(Limits { budget_bytes, workers_max: None, fill_time_max: None })
+    }
+
+    pub(crate) fn with_limits(limits: Limits) -> Result<Cache> {
+        let host = LinuxHost::open()
+            .map_err(|e| Error::Host { object: "page cache".into(), source: Arc::new(e) })?;
+        let mut options = CacheOptions::new(limits.budget_bytes);
+        if let Some(workers) = limits.workers_max {
+            options.workers_max = workers;
+            options.fillers_max = workers;
+        }
+        if let Some(time) = limits.fill_time_max {
+            options.fill_time_max = time;
+        }
+        Ok(Cache { pages: PageCache::new(Arc::new(host), options)? })
+    }
+
+    /// The budget in bytes, in whole pages.
+    pub fn budget_bytes(&self) -> u64 {
+        self.pages.budget_bytes()
+    }
+
+    /// Bytes of a page.
+    pub fn page_bytes(&self) -> u64 {
+        self.pages.page_bytes()
+    }
+
+    /// Figures of all its mappings together.
+    pub fn stats(&self) -> Stats {
+        self.pages.stats()
+    }
+}

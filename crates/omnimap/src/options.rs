@@ -1,0 +1,178 @@
+//! How a mapping is made.
+
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use omnimap_core::Result;
+use omnimap_store::{BackingStore, Format, Verified};
+
+use crate::cache::{Cache, Limits};
+use crate::{Advice, Mapping};
+
+/// How a mapping is made: a builder, as [`std::fs::OpenOptions`].
+///
+/// # Example
+/// ```
+/// use omnimap::{Advice, MapOptions};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let file = tempfile::NamedTempFile::new()?;
+/// # std::fs::write(file.path(), vec![0; 1 << 20])?;
+/// # let path = file.path();
+/// let mapping = MapOptions::new()
+///     .budget(256 << 10)
+///     .offset(100_000)
+///     .length(500_000)
+///     .advice(Advice::Random)
+///     .open(path)?;
+/// assert_eq!(mapping.len(), 500_000);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct MapOptions {
+    budget_bytes: u64,
+    cache: Option<Cache>,
+    offset: u64,
+    length: Option<u64>,
+    advice: Advice,
+    readahead_bytes_max: u64,
+    workers_max: Option<NonZeroUsize>,
+    fill_time_max: Option<Duration>,
+    format: Format,
+    verify: bool,
+}
+
+impl MapOptions {
+    /// The budget of a mapping that is given neither a budget nor a cache: 256 MiB.
+    pub const BUDGET_BYTES_DEFAULT: u64 = 256 << 20;
+    /// What is fetched ahead of a reader at the most, unless it is set: 8 MiB.
+    pub const READAHEAD_BYTES_MAX_DEFAULT: u64 = 8 << 20;
+
+    /// The whole object, under [a budget of its own](Self::BUDGET_BYTES_DEFAULT).
+    pub fn new() -> MapOptions {
+        MapOptions {
+            budget_bytes: Self::BUDGET_BYTES_DEFAULT,
+            cache: None,
+            offset: 0,
+            length: None,
+            advice: Advice::Normal,
+            readahead_bytes_max: Self::READAHEAD_BYTES_MAX_DEFAULT,
+            workers_max: None,
+            fill_time_max: None,
+            format: Format::Auto,
+            verify: false,
+        }
+    }
+
+    /// At most so many bytes of it are in memory at a time. Ignored with a [`cache`](Self::cache), which has a budget.
+    pub fn budget(&mut self, bytes: u64) -> &mut Self {
+        self.budget_bytes = bytes;
+        self
+    }
+
+    /// Shares the budget of a cache with its other mappings.
+    pub fn cache(&mut self, cache: &Cache) -> &mut Self {
+        self.cache = Some(cache.clone());
+        self
+    }
+
+    /// Where in the object it begins, in bytes; need not be at a page.
+    pub fn offset(&mut self, bytes: u64) -> &mut Self {
+        self.offset = bytes;
+        self
+    }
+
+    /// How long it is, in bytes; without this, up to the object's end.
+    pub fn length(&mut self, bytes: u64) -> &mut Self {
+        self.length = Some(bytes);
+        self
+    }
+
+    /// What is known about how it will be used. Nothing need be.
+    pub fn advice(&mut self, advice: Advice) -> &mut Self {
+        self.advice = advice;
+        self
+    }
+
+    /// The most that is fetched ahead of each reader, in bytes; 0 for nothing.
+    pub fn readahead_max(&mut self, bytes: u64) -> &mut Self {
+        self.readahead_bytes_max = bytes;
+        self
+    }
+
+    /// Threads that serve raw accesses, and as many again for checked ones and readahead; each waits for one transfer
+    /// at a time, and is there only while it is needed. The default is 64. Ignored with a cache.
+    pub fn workers_max(&mut self, threads: NonZeroUsize) -> &mut Self {
+        self.workers_max = Some(threads);
+        self
+    }
+
+    /// How long an access waits for the store before it fails; the default is 60 s. Ignored with a cache.
+    pub fn fill_time_max(&mut self, time: Duration) -> &mut Self {
+        self.fill_time_max = Some(time);
+        self
+    }
+
+    /// What the file's bytes mean; the default is to find out.
+    pub fn format(&mut self, format: Format) -> &mut Self {
+        self.format = format;
+        self
+    }
+
+    /// Remembers checksums of what was read, and refuses bytes that come back different.
+    ///
+    /// For stores that cannot tell whether somebody changes their object, and for files that others write through
+    /// mappings of their own.
+    pub fn verify(&mut self, verify: bool) -> &mut Self {
+        self.verify = verify;
+        self
+    }
+
+    /// Maps a local file.
+    ///
+    /// # Errors
+    /// If it cannot be opened or is of no kind that can be mapped; if the range is not inside it; if the machine or the
+    /// budget does not allow a mapping.
+    pub fn open(&self, path: impl AsRef<Path>) -> Result<Mapping> {
+        self.map_shared(omnimap_store::open(path, self.format)?)
+    }
+
+    /// Maps any store.
+    ///
+    /// # Errors
+    /// If the range is not inside the object; if the machine or the budget does not allow a mapping.
+    pub fn map(&self, store: impl BackingStore + 'static) -> Result<Mapping> {
+        self.map_shared(Arc::new(store))
+    }
+
+    /// Maps a store that is in use elsewhere too. Two mappings of one store made this way have their pages twice.
+    ///
+    /// # Errors
+    /// As [`map`](Self::map).
+    pub fn map_shared(&self, store: Arc<dyn BackingStore>) -> Result<Mapping> {
+        let store = if self.verify { Arc::new(Verified::new(store)) } else { store };
+        let cache = match &self.cache {
+            Some(cache) => cache.clone(),
+            None => Cache::with_limits(Limits {
+                budget_bytes: self.budget_bytes,
+                workers_max: self.workers_max,
+                fill_time_max: self.fill_time_max,
+            })?,
+        };
+        let object = cache.pages.open(store)?;
+        let length = self.length.unwrap_or(object.len().saturating_sub(self.offset));
+        let view = cache.pages.map(&object, self.offset, length, self.readahead_bytes_max)?;
+        let mapping = Mapping::new(view);
+        mapping.advise(0..length, self.advice)?;
+        Ok(mapping)
+    }
+}
+
+impl Default for MapOptions {
+    fn default() -> Self {
+        Self::new()
+    }
+}
