@@ -50,5 +50,5 @@ pub use options::MapOptions;
 
 /// The machine: what it allows, and its own mappings to compare with.
 pub mod machine {
-    pub use omnimap_host::linux::{Finding, KernelFile, Origin, Probe, page_bytes, probe};
+    pub use omnimap_host::linux::{Finding, KernelFile, Origin, Probe, drop_cached, page_bytes, probe};
 }

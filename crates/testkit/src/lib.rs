@@ -2,7 +2,9 @@
 #![forbid(unsafe_code)]
 
 mod bytes;
+mod child;
 mod limits;
 
 pub use bytes::{Prng, pattern, pattern_store};
+pub use child::in_child;
 pub use limits::within;

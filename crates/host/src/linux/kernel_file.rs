@@ -80,6 +80,12 @@ impl KernelFile {
     }
 }
 
+/// Writes a file's dirty pages and drops all of it from the kernel's page cache, as far as nobody has it mapped.
+pub fn drop_cached(file: &File) -> Result<()> {
+    rustix::fs::fdatasync(file).during("fdatasync")?;
+    rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed).during("posix_fadvise(DONTNEED)")
+}
+
 impl Drop for KernelFile {
     fn drop(&mut self) {
         if !self.is_empty() {

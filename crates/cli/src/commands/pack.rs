@@ -1,0 +1,98 @@
+//! `omnimap pack`
+
+use std::fs::{File, Permissions};
+use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::num::NonZeroUsize;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use omnimap::store::{PackOptions, Packed, pack};
+
+use crate::{progress, size};
+
+/// Compress a file so that any part of it can be mapped (seekable zstd; `zstd -d` unpacks it).
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// The file to pack; - for standard input.
+    input: PathBuf,
+    /// The file to write; - for standard output.
+    output: PathBuf,
+    /// Bytes that are unpacked at a time: smaller for random reads, larger for size.
+    #[arg(long, value_name = "SIZE", value_parser = size::parse, default_value = "256KiB")]
+    chunk: u64,
+    /// Compression level, -7 to 22.
+    #[arg(long, short, default_value_t = 3, allow_negative_numbers = true)]
+    level: i32,
+    /// Threads that compress; as many as the machine runs at once, unless it is given.
+    #[arg(long, short = 'T')]
+    threads: Option<NonZeroUsize>,
+    /// Overwrite the output if it exists.
+    #[arg(long, short)]
+    force: bool,
+}
+
+impl Arguments {
+    pub(crate) fn run(self) -> Result<ExitCode> {
+        let defaults = PackOptions::default();
+        let Some(chunk_bytes) = usize::try_from(self.chunk).ok().and_then(NonZeroUsize::new) else {
+            bail!("a chunk has at least 1 byte");
+        };
+        let options =
+            PackOptions { chunk_bytes, level: self.level, threads: self.threads.unwrap_or(defaults.threads) };
+        let (input, length): (Box<dyn Read>, _) = if is_dash(&self.input) {
+            (Box::new(io::stdin().lock()), None)
+        } else {
+            let file = File::open(&self.input).with_context(|| self.input.display().to_string())?;
+            let length = file.metadata().ok().filter(std::fs::Metadata::is_file).map(|m| m.len());
+            (Box::new(BufReader::with_capacity(1 << 20, file)), length)
+        };
+        let bar = progress::bytes("packing", length);
+        let told = |done| bar.set_position(done);
+        let packed = if is_dash(&self.output) {
+            pack(input, BufWriter::new(io::stdout().lock()), &options, told)?
+        } else {
+            self.pack_to_file(input, &options, told)?
+        };
+        bar.finish_and_clear();
+        let part = packed.packed_bytes as f64 / packed.bytes.max(1) as f64;
+        let (from, to) = (size::show(packed.bytes), size::show(packed.packed_bytes));
+        writeln!(io::stderr(), "{from} packed into {to} ({:.1} %), {} chunks", 100.0 * part, packed.frames)?;
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// Writes beside the output and renames, so that a failure leaves neither half a file nor the loss of a whole one.
+    fn pack_to_file(&self, input: impl Read, options: &PackOptions, told: impl FnMut(u64)) -> Result<Packed> {
+        let output = &self.output;
+        let name = || output.display().to_string();
+        let special = output.metadata().is_ok_and(|m| !m.is_file());
+        if special {
+            let file = File::options().write(true).open(output).with_context(name)?;
+            return pack(input, BufWriter::new(file), options, told).with_context(name);
+        }
+        if !self.force && output.exists() {
+            bail!("{}: exists already; --force overwrites it", name());
+        }
+        let directory = output.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        // As any new file: the umask takes its part.
+        let permissions = Permissions::from_mode(0o666);
+        let temporary = tempfile::Builder::new()
+            .prefix(".omnimap-pack")
+            .permissions(permissions)
+            .tempfile_in(directory)
+            .with_context(name)?;
+        let packed = pack(input, BufWriter::new(temporary.as_file()), options, told).with_context(name)?;
+        let persisted = if self.force {
+            temporary.persist(output).map_err(|e| e.error)
+        } else {
+            temporary.persist_noclobber(output).map_err(|e| e.error)
+        };
+        persisted.with_context(name)?;
+        Ok(packed)
+    }
+}
+
+fn is_dash(path: &Path) -> bool {
+    path.as_os_str() == "-"
+}
