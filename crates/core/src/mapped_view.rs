@@ -128,7 +128,8 @@ impl MappedView {
             });
         }
         let mut guard = PinGuard {
-            bytes: &self.bytes()[offset as usize..(offset + length) as usize],
+            mapping: self,
+            range: offset as usize..(offset + length) as usize,
             quota: Quota { object: &self.object, pages: pages.count() },
             pinned: Pinned { object: &self.object, range: PageRange { start: pages.start, end: pages.start } },
         };
@@ -301,7 +302,8 @@ impl Drop for Quota<'_> {
 
 /// Bytes that are in memory and stay there until it is dropped.
 pub struct PinGuard<'a> {
-    bytes: &'a [u8],
+    mapping: &'a MappedView,
+    range: Range<usize>,
     pinned: Pinned<'a>,
     quota: Quota<'a>,
 }
@@ -309,6 +311,6 @@ pub struct PinGuard<'a> {
 impl Deref for PinGuard<'_> {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        self.bytes
+        &self.mapping.bytes()[self.range.clone()]
     }
 }

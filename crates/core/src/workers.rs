@@ -164,8 +164,10 @@ fn expire(inner: &Inner) {
 fn serve(inner: &Arc<Inner>, fault: Fault, since: Instant, may_block: bool) -> Resolution {
     let Some(located) = inner.space.locate(fault.address) else {
         count(None, &inner.counters, Counter::faults_unmapped, 1);
-        // It will find out for itself (SIGSEGV), or whatever is mapped there now.
+        // It will find out for itself (SIGSEGV), or whatever is mapped there now. Until the range is really gone it comes
+        // back here: let the thread that unmaps go on.
         let _ = inner.faults.wake(fault.address, 1);
+        thread::yield_now();
         return Resolution::Unmapped;
     };
     let object = &located.object;

@@ -19,7 +19,7 @@ impl Arguments {
     pub(crate) fn run(&self, root: &Path) -> Result<()> {
         let status = Command::new(env!("CARGO"))
             .current_dir(root)
-            .args(["test", "--release", "--package", "omnimap-model", "--target-dir", TARGET])
+            .args(["test", "--release", "--package", "omnimap-testkit", "--test", "model", "--target-dir", TARGET])
             .env("RUSTFLAGS", "--cfg shuttle")
             .env("OMNIMAP_MODEL_SCHEDULES", self.schedules.to_string())
             .status()?;

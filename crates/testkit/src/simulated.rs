@@ -1,0 +1,338 @@
+//! A machine without a kernel: memory, views and faults as plain data, so that the engine above runs anywhere, under
+//! any scheduler, and every rule that it must keep is asserted.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::ops::Range;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use omnimap_host::{Access, Address, Fault, FaultStream, Host, Memory, Result, View, Waited};
+
+use crate::sync::{Condvar, Mutex, MutexGuard};
+
+/// A simulated machine.
+///
+/// It asserts: resident bytes are never above the budget; a byte is filled only into a hole, and again only with the
+/// same value; failures are marked only on holes' addresses that are mapped.
+pub struct SimulatedHost {
+    machine: Arc<Machine>,
+}
+
+/// What an access came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// The page's bytes.
+    Bytes(Vec<u8>),
+    /// SIGBUS.
+    Failed(String),
+    /// SIGSEGV.
+    Unmapped,
+}
+
+struct Machine {
+    page_bytes: u64,
+    budget_bytes: u64,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    closed: bool,
+    tickets: u64,
+    /// Threads that sleep in a fault.
+    waiting: HashMap<u64, Address>,
+    /// Those whose fault nobody has taken.
+    pending: VecDeque<(u64, Fault)>,
+    next_address: usize,
+    resident_bytes: u64,
+    memories: Vec<MemoryState>,
+    views: BTreeMap<Address, ViewState>,
+}
+
+struct MemoryState {
+    length: u64,
+    pages: BTreeMap<u64, Vec<u8>>,
+    seen: HashMap<u64, Vec<u8>>,
+}
+
+struct ViewState {
+    memory: usize,
+    first_page: u64,
+    pages: u64,
+    touched: BTreeSet<u64>,
+    /// Failed pages by address: why, and whether somebody has been told.
+    failed: BTreeMap<Address, (String, bool)>,
+}
+
+impl SimulatedHost {
+    /// A machine whose engine has a budget.
+    pub fn new(page_bytes: u64, budget_bytes: u64) -> SimulatedHost {
+        let state = State { next_address: 1 << 20, ..State::default() };
+        let machine = Machine { page_bytes, budget_bytes, state: Mutex::new(state), changed: Condvar::new() };
+        SimulatedHost { machine: Arc::new(machine) }
+    }
+
+    /// A thread touches an address: what it sees, when it sees it.
+    pub fn touch(&self, address: Address) -> Outcome {
+        self.machine.touch(address)
+    }
+
+    /// The addresses that are mapped now: where each view begins.
+    pub fn views(&self) -> Vec<Address> {
+        self.machine.lock().views.keys().copied().collect()
+    }
+
+    /// Bytes in memory now.
+    pub fn resident_bytes(&self) -> u64 {
+        self.machine.lock().resident_bytes
+    }
+}
+
+impl Host for SimulatedHost {
+    fn page_bytes(&self) -> u64 {
+        self.machine.page_bytes
+    }
+
+    fn create_memory(&self, _name: &str, length: u64) -> Result<Arc<dyn Memory>> {
+        let mut state = self.machine.lock();
+        state.memories.push(MemoryState { length, pages: BTreeMap::new(), seen: HashMap::new() });
+        let index = state.memories.len() - 1;
+        Ok(Arc::new(SimulatedMemory { machine: self.machine.clone(), index }))
+    }
+
+    fn faults(&self) -> Arc<dyn FaultStream> {
+        self.machine.clone()
+    }
+}
+
+impl Machine {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn touch(&self, address: Address) -> Outcome {
+        let mut state = self.lock();
+        loop {
+            match state.look(address, self.page_bytes) {
+                Looked::Seen(outcome) => return outcome,
+                Looked::Again => {}
+                Looked::Hole => {
+                    state.tickets += 1;
+                    let ticket = state.tickets;
+                    state.waiting.insert(ticket, address);
+                    state.pending.push_back((ticket, Fault { address, access: Access::Read }));
+                    self.changed.notify_all();
+                    while state.waiting.contains_key(&ticket) {
+                        state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                    }
+                }
+            }
+        }
+    }
+}
+
+enum Looked {
+    Seen(Outcome),
+    Again,
+    Hole,
+}
+
+impl State {
+    fn view_at(&mut self, address: Address, page_bytes: u64) -> Option<(&mut ViewState, u64)> {
+        let (start, view) = self.views.range_mut(..=address).next_back()?;
+        let page = (address.0 - start.0) as u64 / page_bytes;
+        (page < view.pages).then_some((view, page))
+    }
+
+    fn look(&mut self, address: Address, page_bytes: u64) -> Looked {
+        let Some((view, page)) = self.view_at(address, page_bytes) else { return Looked::Seen(Outcome::Unmapped) };
+        let of_page = Address(address.0 - address.0 % page_bytes as usize);
+        if let Some((why, told)) = view.failed.get_mut(&of_page) {
+            // As the signal handler does: the first access is told, a later one tries again.
+            if std::mem::replace(told, true) {
+                view.failed.remove(&of_page);
+                return Looked::Again;
+            }
+            return Looked::Seen(Outcome::Failed(why.clone()));
+        }
+        let (memory, index) = (view.memory, view.first_page + page);
+        let Some(bytes) = self.memories[memory].pages.get(&index).cloned() else { return Looked::Hole };
+        if let Some((view, page)) = self.view_at(address, page_bytes) {
+            view.touched.insert(page);
+        }
+        Looked::Seen(Outcome::Bytes(bytes))
+    }
+}
+
+impl FaultStream for Machine {
+    fn take(&self) -> Result<Option<Fault>> {
+        let mut state = self.lock();
+        Ok(state.pending.pop_front().map(|(_, fault)| fault))
+    }
+
+    fn wait(&self, _limit: Duration) -> Result<Waited> {
+        let mut state = self.lock();
+        while !state.closed && state.pending.is_empty() {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        Ok(if state.closed { Waited::Closed } else { Waited::Ready })
+    }
+
+    fn close(&self) {
+        self.lock().closed = true;
+        self.changed.notify_all();
+    }
+
+    fn wake(&self, start: Address, bytes: u64) -> Result<()> {
+        let page = self.page_bytes as usize;
+        let range = start.0 - start.0 % page..(start.0 + bytes as usize).next_multiple_of(page);
+        let mut state = self.lock();
+        state.waiting.retain(|_, address| !range.contains(&address.0));
+        state.pending.retain(|(_, fault)| !range.contains(&fault.address.0));
+        self.changed.notify_all();
+        Ok(())
+    }
+}
+
+struct SimulatedMemory {
+    machine: Arc<Machine>,
+    index: usize,
+}
+
+impl Memory for SimulatedMemory {
+    fn fill(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let page_bytes = self.machine.page_bytes;
+        assert!(offset.is_multiple_of(page_bytes), "fills begin at a page");
+        // Page by page, as the kernel does: others may see the first before the last is there.
+        for (page, chunk) in (offset / page_bytes..).zip(bytes.chunks(page_bytes as usize)) {
+            let mut state = self.machine.lock();
+            state.resident_bytes += page_bytes;
+            assert!(state.resident_bytes <= self.machine.budget_bytes, "the budget is never exceeded");
+            let memory = &mut state.memories[self.index];
+            let is_last = (page + 1) * page_bytes >= memory.length;
+            assert!(chunk.len() as u64 == page_bytes || is_last, "only the last page is partial");
+            let seen = memory.seen.entry(page).or_insert_with(|| chunk.to_vec());
+            assert_eq!(seen, chunk, "a page comes back with the same bytes");
+            let before = memory.pages.insert(page, chunk.to_vec());
+            assert!(before.is_none(), "only holes are filled");
+        }
+        Ok(())
+    }
+
+    fn read(&self, offset: u64, into: &mut [u8]) -> Result<()> {
+        let page_bytes = self.machine.page_bytes;
+        let state = self.machine.lock();
+        for (at, byte) in (offset..).zip(into) {
+            let page = state.memories[self.index].pages.get(&(at / page_bytes));
+            *byte = page.expect("what is read is in memory")[(at % page_bytes) as usize];
+        }
+        Ok(())
+    }
+
+    fn punch(&self, offset: u64, bytes: u64) -> Result<()> {
+        let page_bytes = self.machine.page_bytes;
+        let mut state = self.machine.lock();
+        let pages = offset / page_bytes..(offset + bytes).div_ceil(page_bytes);
+        let memory = &mut state.memories[self.index];
+        let before = memory.pages.len();
+        memory.pages.retain(|page, _| !pages.contains(page));
+        let punched = (before - memory.pages.len()) as u64;
+        state.resident_bytes -= punched * page_bytes;
+        Ok(())
+    }
+
+    fn resident_bytes(&self) -> Result<u64> {
+        Ok(self.machine.lock().memories[self.index].pages.len() as u64 * self.machine.page_bytes)
+    }
+
+    fn map(&self, offset: u64, length: u64) -> Result<Arc<dyn View>> {
+        let page_bytes = self.machine.page_bytes;
+        let pages = length.div_ceil(page_bytes);
+        let mut state = self.machine.lock();
+        let start = Address(state.next_address);
+        // A gap between views; and no address is used twice.
+        state.next_address += ((pages + 1) * page_bytes) as usize;
+        let view = ViewState {
+            memory: self.index,
+            first_page: offset / page_bytes,
+            pages,
+            touched: BTreeSet::new(),
+            failed: BTreeMap::new(),
+        };
+        state.views.insert(start, view);
+        Ok(Arc::new(SimulatedView { machine: self.machine.clone(), start, length }))
+    }
+}
+
+/// A view of the simulated machine; its bytes are seen through [`SimulatedHost::touch`].
+pub struct SimulatedView {
+    machine: Arc<Machine>,
+    start: Address,
+    length: u64,
+}
+
+impl SimulatedView {
+    fn with_state<T>(&self, work: impl FnOnce(&mut ViewState, u64) -> T) -> T {
+        let mut state = self.machine.lock();
+        let view = state.views.get_mut(&self.start).expect("a view is used while it is mapped");
+        work(view, self.machine.page_bytes)
+    }
+
+    fn address(&self, offset: u64) -> Address {
+        Address(self.start.0 + offset as usize)
+    }
+}
+
+impl View for SimulatedView {
+    fn start(&self) -> Address {
+        self.start
+    }
+
+    fn length(&self) -> u64 {
+        self.length
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &[]
+    }
+
+    fn fail(&self, range: Range<u64>, why: &str) -> Result<()> {
+        self.with_state(|view, page_bytes| {
+            for offset in range.step_by(page_bytes as usize) {
+                view.failed.insert(self.address(offset), (why.to_owned(), false));
+            }
+        });
+        Ok(())
+    }
+
+    fn clear_failure(&self, range: Range<u64>) -> Result<()> {
+        let addresses = self.address(range.start)..self.address(range.end);
+        self.with_state(|view, _| view.failed.retain(|address, _| !addresses.contains(address)));
+        Ok(())
+    }
+
+    fn forget_touches(&self, range: Range<u64>) -> Result<()> {
+        self.with_state(|view, page_bytes| {
+            let pages = range.start / page_bytes..range.end.div_ceil(page_bytes);
+            view.touched.retain(|page| !pages.contains(page));
+        });
+        Ok(())
+    }
+
+    fn touched(&self, range: Range<u64>, parts: &mut Vec<Range<u64>>) -> Result<()> {
+        self.with_state(|view, page_bytes| {
+            let pages = range.start / page_bytes..range.end.div_ceil(page_bytes);
+            parts.extend(view.touched.range(pages).map(|p| p * page_bytes..(p + 1) * page_bytes));
+        });
+        Ok(())
+    }
+}
+
+impl Drop for SimulatedView {
+    fn drop(&mut self) {
+        self.machine.lock().views.remove(&self.start);
+        let pages = self.length.next_multiple_of(self.machine.page_bytes);
+        let _ = self.machine.wake(self.start, pages);
+    }
+}
