@@ -93,6 +93,10 @@ impl Scene {
         let view = Arc::into_inner(view).expect("the last user");
         drop(view);
         assert!(host.views().is_empty(), "unmapped when the mapping is dropped");
+        // A thread of the cache may still hold the object for a moment.
+        while cache.stats().pages_resident > 0 {
+            thread::yield_now();
+        }
         drop(cache);
         assert_eq!(host.resident_bytes(), 0, "no memory is left behind");
     }
@@ -192,6 +196,64 @@ fn pins_hold_their_pages_and_leave_room_for_others() {
         };
         let reader: Work = Box::new(|scene| (6..16).for_each(|page| scene.expect_page(page)));
         together(Scene::new(1), vec![pinner(0), pinner(2), reader]);
+    });
+}
+
+/// Half of the budget is pinned, and more fills are under way than the other half has room for.
+#[test]
+fn a_crowd_gets_through_a_narrow_budget() {
+    explore(|| {
+        let scene = Scene::new(2);
+        let raw = |seed| -> Work {
+            Box::new(move |scene: &Scene| {
+                let mut random = Prng::new(seed);
+                (0..4).for_each(|_| scene.expect_page(4 + random.below(OBJECT_PAGES - 4)));
+            })
+        };
+        let checked: Work = Box::new(|scene| {
+            scene.expect_read(4 * PAGE, 5 * PAGE);
+            scene.expect_read(6 * PAGE, 5 * PAGE);
+        });
+        let pinned: Work = Box::new(|scene| {
+            let pin = scene.view.pin(0, 4 * PAGE).unwrap();
+            scene.expect_read(5 * PAGE, 6 * PAGE);
+            scene.expect_page(20);
+            drop(pin);
+            scene.expect_page(9);
+        });
+        together(scene, vec![pinned, raw(1), raw(2), raw(3), checked]);
+    });
+}
+
+#[test]
+fn pages_that_are_all_in_use_are_evicted_when_nothing_else_is_left() {
+    explore(|| {
+        let scene = Scene::new(1);
+        scene.host.pretend_all_is_in_use();
+        let reader = |seed| -> Work {
+            Box::new(move |scene: &Scene| {
+                let mut random = Prng::new(seed);
+                (0..12).for_each(|_| scene.expect_page(random.below(OBJECT_PAGES)));
+            })
+        };
+        together(scene, vec![reader(1), reader(2)]);
+    });
+}
+
+#[test]
+fn a_failing_store_costs_no_budget() {
+    explore(|| {
+        let scene = Scene::new(2);
+        let failing: Work = Box::new(|scene| {
+            for page in 0..6 {
+                scene.store.fails.store(true, Ordering::SeqCst);
+                let _ = scene.view.read_at(page * PAGE, &mut [0; 3]);
+                let _ = scene.touch(page);
+                scene.store.fails.store(false, Ordering::SeqCst);
+            }
+        });
+        let touching: Work = Box::new(|scene| (0..6).for_each(|page| drop(scene.touch(page + 1))));
+        together(scene, vec![failing, touching]);
     });
 }
 
