@@ -171,7 +171,10 @@ impl PageCache {
 
     /// Figures of all objects together since the cache was made.
     pub fn stats(&self) -> Stats {
-        Stats { pages_resident: self.inner.budget.pages() - self.inner.budget.free(), ..self.inner.counters.stats() }
+        Stats {
+            pages_resident: self.inner.budget.pages() - self.inner.budget.free(),
+            ..self.inner.counters.stats()
+        }
     }
 
     /// The budget in bytes, in whole pages.

@@ -182,8 +182,14 @@ impl MemoryObject {
 
     /// Evicts what can go of a range because somebody asked for it, used or not.
     pub(crate) fn evict_range(&self, range: PageRange) -> u64 {
-        let resident: Vec<PageRange> =
-            self.pages().table.resident_runs(range).into_iter().filter(|(_, r)| *r).map(|(run, _)| run).collect();
+        let resident: Vec<PageRange> = self
+            .pages()
+            .table
+            .resident_runs(range)
+            .into_iter()
+            .filter(|(_, r)| *r)
+            .map(|(run, _)| run)
+            .collect();
         let mut evicted = 0;
         for run in resident {
             let unused = vec![false; run.count() as usize];

@@ -6,7 +6,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use omnimap_store::{AlignedBuffer, StoreError};
+use omnimap_store::{AlignedBytes, StoreError};
 
 use crate::object::MemoryObject;
 use crate::page_state::Transition;
@@ -93,7 +93,7 @@ impl Fill {
         let bytes = object.cache.page.bytes_of(self.range);
         let wanted = (bytes.end.min(object.length) - bytes.start) as usize;
         // Whole pages, although the object may end in the last: direct I/O takes nothing else.
-        let mut buffer = AlignedBuffer::new((bytes.end - bytes.start) as usize);
+        let mut buffer = AlignedBytes::new((bytes.end - bytes.start) as usize);
         let read = catch_unwind(AssertUnwindSafe(|| object.store.read_at(bytes.start, &mut buffer)));
         let got = match read {
             Ok(outcome) => outcome,

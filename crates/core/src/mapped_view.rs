@@ -131,7 +131,10 @@ impl MappedView {
             mapping: self,
             range: offset as usize..(offset + length) as usize,
             quota: Quota { object: &self.object, pages: pages.count() },
-            pinned: Pinned { object: &self.object, range: PageRange { start: pages.start, end: pages.start } },
+            pinned: Pinned {
+                object: &self.object,
+                range: PageRange { start: pages.start, end: pages.start },
+            },
         };
         while guard.pinned.range.end < pages.end {
             let next = guard.pinned.range.end;
@@ -178,7 +181,11 @@ impl MappedView {
     pub fn evict(&self, range: Range<u64>) -> Result<u64> {
         let wanted = self.locate(range.start, range.end.saturating_sub(range.start))?;
         let inner = &self.object.cache;
-        let end = if wanted.end == self.object.length { wanted.end.next_multiple_of(inner.page.bytes()) } else { wanted.end };
+        let end = if wanted.end == self.object.length {
+            wanted.end.next_multiple_of(inner.page.bytes())
+        } else {
+            wanted.end
+        };
         let pages = self.object.evict_range(inner.page.pages_inside(wanted.start..end));
         Ok(pages * inner.page.bytes())
     }

@@ -76,7 +76,10 @@ impl Pages {
         if self.poisoned.is_empty() {
             return Vec::new();
         }
-        self.poisoned.extract_if(|page, _| range.contains(*page)).flat_map(|(_, addresses)| addresses).collect()
+        self.poisoned
+            .extract_if(|page, _| range.contains(*page))
+            .flat_map(|(_, addresses)| addresses)
+            .collect()
     }
 }
 
@@ -166,7 +169,12 @@ impl MemoryObject {
     }
 
     /// Asks for a page. If it has to be fetched, so are those around it that are in `window` and fetched by nobody.
-    pub(crate) fn claim(self: &Arc<Self>, page: PageIndex, window: PageRange, waiter: Option<Waiter>) -> Claim {
+    pub(crate) fn claim(
+        self: &Arc<Self>,
+        page: PageIndex,
+        window: PageRange,
+        waiter: Option<Waiter>,
+    ) -> Claim {
         let mut pages = self.pages();
         match pages.table.state(page) {
             PageState::Clean => {

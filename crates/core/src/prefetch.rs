@@ -62,7 +62,11 @@ impl State {
 
 impl Prefetch {
     /// Begins to fetch the ranges, as much of them as the budget can hold beside what is pinned.
-    pub(crate) fn begin(cache: &Arc<PageCache>, object: &Arc<MemoryObject>, ranges: &[PageRange]) -> Prefetch {
+    pub(crate) fn begin(
+        cache: &Arc<PageCache>,
+        object: &Arc<MemoryObject>,
+        ranges: &[PageRange],
+    ) -> Prefetch {
         let inner = &cache.inner;
         // Some room is left for the accesses that happen meanwhile.
         let pinned = inner.pinned.load(crate::sync::atomic::Ordering::Relaxed);
@@ -84,7 +88,8 @@ impl Prefetch {
         }
         let bytes_left_out = left_out * inner.page.bytes();
         let state = State { left, under_way: 0, bytes: 0, bytes_left_out, error: None, waker: None };
-        let pieces = Arc::new(Pieces { object: object.clone(), state: Mutex::new(state), done: Condvar::new() });
+        let pieces =
+            Arc::new(Pieces { object: object.clone(), state: Mutex::new(state), done: Condvar::new() });
         inner.fill_pieces(&pieces, object);
         Prefetch { pieces, _cache: cache.clone() }
     }

@@ -78,8 +78,10 @@ impl Streams {
     pub fn expect(&mut self, range: PageRange, pattern: Pattern) {
         let before = std::mem::take(&mut self.patterns);
         for (old, said) in before {
-            let parts = [PageRange::new(old.start.0, old.end.0.min(range.start.0)),
-                PageRange::new(old.start.0.max(range.end.0), old.end.0)];
+            let parts = [
+                PageRange::new(old.start.0, old.end.0.min(range.start.0)),
+                PageRange::new(old.start.0.max(range.end.0), old.end.0),
+            ];
             self.patterns.extend(parts.into_iter().filter(|p| !p.is_empty()).map(|p| (p, said)));
         }
         if pattern != Pattern::Normal && !range.is_empty() {
@@ -88,7 +90,10 @@ impl Streams {
     }
 
     fn pattern(&self, page: PageIndex) -> Pattern {
-        self.patterns.iter().find(|(range, _)| range.contains(page)).map_or(Pattern::Normal, |(_, said)| *said)
+        self.patterns
+            .iter()
+            .find(|(range, _)| range.contains(page))
+            .map_or(Pattern::Normal, |(_, said)| *said)
     }
 
     /// A reader needs `page`, and it is not there (or is only on its way).
@@ -101,7 +106,8 @@ impl Streams {
         self.clock += 1;
         let clock = self.clock;
         let Some(stream) = self.streams.iter_mut().find(|s| (s.next..=s.planned).contains(&page.0)) else {
-            let mut stream = Stream { next: page.0 + 1, planned: bounds.chunk.end.0, window: 1, used_at: clock };
+            let mut stream =
+                Stream { next: page.0 + 1, planned: bounds.chunk.end.0, window: 1, used_at: clock };
             let mut plan = alone;
             if pattern == Pattern::Sequential {
                 stream.window = bounds.window_pages_max;
@@ -128,7 +134,8 @@ impl Streams {
         let nothing = PageRange::new(pages.end.0, 0);
         self.clock += 1;
         let clock = self.clock;
-        let follows = |s: &&mut Stream| (s.next..=s.planned).contains(&pages.start.0) || s.next == pages.end.0;
+        let follows =
+            |s: &&mut Stream| (s.next..=s.planned).contains(&pages.start.0) || s.next == pages.end.0;
         let Some(stream) = self.streams.iter_mut().find(follows) else { return nothing };
         stream.used_at = clock;
         stream.next = stream.next.max(pages.end.0);
@@ -172,11 +179,7 @@ mod tests {
     use super::*;
 
     fn bounds(page: u64, window_pages_max: u64) -> Bounds {
-        Bounds {
-            object: PageRange::new(0, 1 << 20),
-            chunk: PageRange::new(page, page + 1),
-            window_pages_max,
-        }
+        Bounds { object: PageRange::new(0, 1 << 20), chunk: PageRange::new(page, page + 1), window_pages_max }
     }
 
     /// Reads the pages in order; gives the pages that were waited for alone, and all that were fetched.
@@ -261,7 +264,10 @@ mod tests {
             let ahead = streams.on_read(PageRange::new(page, page + 16), &bounds(page, 2048));
             there = there.max(ahead.end.0);
             page += 16;
-            assert!(page < 64 || there >= page, "the reader is at {page}, and {there} is the end of what is planned");
+            assert!(
+                page < 64 || there >= page,
+                "the reader is at {page}, and {there} is the end of what is planned"
+            );
         }
     }
 }

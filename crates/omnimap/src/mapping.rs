@@ -14,9 +14,9 @@ use crate::MapOptions;
 /// A `&[u8]` promises bytes that do not change while it lives. A kernel mapping of a file cannot promise that: anybody
 /// may write to the file. Here the bytes lie in memory of our own (a memfd that nobody else can reach), so others
 /// cannot change them. We change them in one way only: a page may be evicted, and filled again when it is touched. The
-/// store guarantees that the same offset then gives the same bytes, or an error (its version is pinned when it is
-/// opened; [`MapOptions::verify`] adds checksums where it cannot tell); and on an error the access fails, so that no
-/// other bytes are seen. A page appears whole or not at all, and two versions are never mixed.
+/// store promises that the same offset then gives the same bytes, or an error, by naming its version; where it does not,
+/// checksums of what was read hold it to that ([`MapOptions::verify`]); and on an error the access fails, so that no other
+/// bytes are seen. A page appears whole or not at all.
 ///
 /// # Sharing
 /// All methods take `&self`; any number of threads may read, prefetch and pin at once.
@@ -184,6 +184,9 @@ impl AsRef<[u8]> for Mapping {
 
 impl fmt::Debug for Mapping {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Mapping").field("name", &self.name()).field("len", &self.view.len()).finish_non_exhaustive()
+        f.debug_struct("Mapping")
+            .field("name", &self.name())
+            .field("len", &self.view.len())
+            .finish_non_exhaustive()
     }
 }

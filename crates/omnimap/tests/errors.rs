@@ -4,7 +4,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use omnimap::store::{Faulty, MemoryStore, Misbehaviour, Verified};
+use omnimap::store::{Faulty, MemoryStore, Misbehaviour};
 use omnimap::{BackingStore, Error, MapOptions, Mapping, StoreError};
 use omnimap_testkit::{in_child, pattern, pattern_store, within};
 
@@ -75,7 +75,8 @@ fn e1_the_offset_is_the_one_that_was_wanted() {
 fn e3_a_page_that_failed_once_succeeds_at_the_next_access() {
     within(LIMIT, || {
         let (store, mapping) = mapping();
-        for (i, misbehaviour) in [Misbehaviour::Fail, Misbehaviour::Short, Misbehaviour::Panic].into_iter().enumerate()
+        for (i, misbehaviour) in
+            [Misbehaviour::Fail, Misbehaviour::Short, Misbehaviour::Panic].into_iter().enumerate()
         {
             let at = (100 + 10 * i as u64) * page();
             store.on_read(at..at + 1, misbehaviour, 1);
@@ -140,7 +141,9 @@ fn a_slow_fill_delays_no_other_page() {
             .enumerate()
             .map(|(i, at)| {
                 let (mapping, at) = (mapping.clone(), *at);
-                std::thread::spawn(move || if i % 2 == 0 { mapping[at as usize] } else { read(&mapping, at).unwrap() })
+                std::thread::spawn(move || {
+                    if i % 2 == 0 { mapping[at as usize] } else { read(&mapping, at).unwrap() }
+                })
             })
             .collect();
         assert!(store.wait_until_held(12, Duration::from_secs(20)), "all are under way at once");
@@ -210,9 +213,9 @@ fn lines(errors: &str) -> Vec<&str> {
 
 #[test]
 fn e2_a_raw_access_that_fails_is_sigbus_after_one_line() {
-    for (name, misbehaviour, times) in [
-        ("e2_a_raw_access_that_fails_is_sigbus_after_one_line", Misbehaviour::Fail, u64::MAX),
-    ] {
+    for (name, misbehaviour, times) in
+        [("e2_a_raw_access_that_fails_is_sigbus_after_one_line", Misbehaviour::Fail, u64::MAX)]
+    {
         let errors = dies(name, SIGBUS, || {
             let (store, mapping) = mapping();
             store.on_read(3 * page()..3 * page() + 1, misbehaviour, times);
@@ -333,9 +336,8 @@ fn e2_a_truncated_file_is_sigbus_for_a_raw_access() {
 #[test]
 fn e4_a_store_that_gives_other_bytes_the_second_time_is_caught() {
     within(LIMIT, || {
-        let bytes = Arc::new(MemoryStore::new("changing", (0..4 * MIB).map(pattern).collect()));
-        let verified = Verified::new(bytes.clone());
-        let mapping = MapOptions::new().budget(MIB).map(verified).unwrap();
+        let bytes = Arc::new(MemoryStore::writable("changing", (0..4 * MIB).map(pattern).collect()));
+        let mapping = MapOptions::new().budget(MIB).map_shared(bytes.clone()).unwrap();
         for at in (0..4 * MIB).step_by(512) {
             read(&mapping, at).unwrap();
         }

@@ -45,7 +45,9 @@ fn m01_offset_and_length_are_bytes() {
 
 #[test]
 fn m08_a_range_outside_the_object_is_refused() {
-    for (offset, length) in [(MIB + 1, 0), (MIB, 1), (0, MIB + 1), (u64::MAX, 1), (1, u64::MAX), (u64::MAX, u64::MAX)] {
+    for (offset, length) in
+        [(MIB + 1, 0), (MIB, 1), (0, MIB + 1), (u64::MAX, 1), (1, u64::MAX), (u64::MAX, u64::MAX)]
+    {
         let refused = MapOptions::new().offset(offset).length(length).map(pattern_store(MIB));
         assert!(matches!(refused, Err(Error::OutOfRange { .. })), "{offset}+{length}: {refused:?}");
     }
@@ -60,8 +62,9 @@ fn m20_the_last_partial_page_ends_in_zeros() {
         // What lies behind the slice is in the page too; only a raw pointer reaches it.
         let beyond = mapping.as_ptr().wrapping_add(mapping.len());
         for i in 0..(page - 10) as usize {
+            let byte = beyond.wrapping_add(i);
             // SAFETY: inside the last page, which is mapped and was just read.
-            assert_eq!(unsafe { beyond.add(i).read_volatile() }, 0);
+            assert_eq!(unsafe { byte.read_volatile() }, 0);
         }
     });
 }

@@ -55,7 +55,7 @@ use crate::{Result, StoreError};
 ///     }
 ///     fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<usize> {
 ///         let count = into.len().min(self.len().saturating_sub(offset) as usize);
-///         for (at, byte) in (offset..).zip(&mut into[..count]) {
+///         for (byte, at) in into[..count].iter_mut().zip(offset..) {
 ///             *byte = (at / 8).to_le_bytes()[(at % 8) as usize];
 ///         }
 ///         Ok(count)
@@ -81,19 +81,21 @@ pub trait BackingStore: Send + Sync {
         Transfer::default()
     }
 
-    /// The chunk around a byte of the object: what is produced at the least. The default has no chunks.
+    /// The chunk around a byte of the object: what is produced at the least. It ends inside the object and is the same
+    /// for each of its bytes; beyond the end the answer has no meaning. The default has no chunks.
     fn chunk_at(&self, offset: u64) -> Range<u64> {
-        offset..offset + 1
+        offset..offset.saturating_add(1)
     }
 
-    /// Which version of the object this is, if the store can tell.
+    /// Which version of the object this is. `Some` is a promise: as long as this store lives, what it gives at an offset
+    /// never changes. Without it, readers that need that keep checksums ([`Verified`](crate::Verified)).
     fn version(&self) -> Option<Version> {
         None
     }
 
     /// Reads `into.len()` bytes, or what is left of the object; returns how many.
     ///
-    /// Page-aligned buffers whose length is whole pages ([`AlignedBuffer`](crate::AlignedBuffer)) may save a copy.
+    /// Page-aligned buffers whose length is whole pages ([`AlignedBytes`](crate::AlignedBytes)) may save a copy.
     fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<usize>;
 
     /// Whether the object can be written.

@@ -39,7 +39,9 @@ pub enum StoreError {
         source: io::Error,
     },
     /// Fewer bytes came than the object has there.
-    #[error("{got} bytes came where {wanted} were asked for: the object is shorter than it was, or its store is faulty")]
+    #[error(
+        "{got} bytes came where {wanted} were asked for: the object is shorter than it was, or its store is faulty"
+    )]
     Short {
         /// Bytes asked for.
         wanted: u64,

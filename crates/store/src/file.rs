@@ -2,15 +2,17 @@
 
 use std::fs::{File, Metadata};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use rustix::fs::OFlags;
+use rustix::io::Errno;
 
 use crate::aligned::is_aligned;
-use crate::{AlignedBuffer, BackingStore, Result, StoreError, Transfer, Version, Writability};
+use crate::{AlignedBytes, BackingStore, Result, StoreError, Transfer, Version, Writability};
 
 /// Bytes that pass through a bounce buffer at a time.
 const BOUNCE_BYTES: usize = 256 << 10;
@@ -20,32 +22,38 @@ const BOUNCE_BYTES: usize = 256 << 10;
 /// Reads are direct (O_DIRECT) where the file system has that: what the engine caches is then not in the kernel's
 /// cache as well. Elsewhere they are buffered, and the kernel is told to drop the pages (posix_fadvise(2) DONTNEED).
 ///
-/// A file opened read-only is pinned to the version that was opened: device, inode, size and times. A read after it
-/// was written to or truncated is [`StoreError::Changed`]; renaming or unlinking it, or changing its owner or mode,
-/// changes nothing. Times are compared after the bytes have come, so with a kernel that stamps finely (multigrain
-/// timestamps, Linux 6.13) no write is missed; before it, one in the same few milliseconds as the last can be. Stores
-/// by others through a shared mapping stamp the file late, or, where the page was writable already, not at all:
-/// [`Verified`](crate::Verified) finds those too.
+/// A regular file opened read-only is pinned to the version that was opened: device, inode, size and times, compared
+/// after the bytes have come. Every read after it was seen to be written to or truncated is [`StoreError::Changed`];
+/// renaming or unlinking it, or giving it another owner or mode, changes nothing. A change time that moves without a
+/// trace of its reason counts as a write: setting extended attributes, or the owner that it has already, does that too.
+///
+/// What the times do not tell, is not seen: a write in the few milliseconds of one clock tick (before Linux 6.13), a
+/// write that was under way already at the opening, one whose times were put back together with a rename, and stores
+/// through a shared mapping to a page that was writable already. [`Verified`](crate::Verified) finds those too, for
+/// bytes that were read before. Block devices and files opened for writing are not pinned at all.
 ///
 /// The descriptor is closed when the store is dropped, which drops any fcntl(2) record locks that the process has
 /// on the file.
 pub struct FileStore {
     name: String,
     file: File,
-    transfers: Transfers,
+    /// Whether transfers are direct; given up for good when the file system refuses one.
+    direct: AtomicBool,
     /// For unaligned writes beside direct transfers. Opened and closed with `file`, never between: closing any
     /// descriptor of a file drops the process's record locks on it.
     buffered: Option<File>,
     length: AtomicU64,
-    /// What the file was when it was opened. Not checked on a writable store, whose own writes change it.
-    identity: Mutex<Identity>,
+    /// What pins the version, if anything does.
+    pin: Option<Pin>,
     writability: Writability,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Transfers {
-    Direct,
-    Buffered,
+/// The version that was opened.
+struct Pin {
+    version: Version,
+    identity: Mutex<Identity>,
+    /// How the file was seen to have changed; it stays so.
+    changed: OnceLock<String>,
 }
 
 impl FileStore {
@@ -70,16 +78,16 @@ impl FileStore {
                 .custom_flags((flags | OFlags::NONBLOCK | OFlags::CLOEXEC).bits() as i32)
                 .open(path)
         };
-        let (file, transfers) = match open(OFlags::DIRECT) {
-            Ok(file) => (file, Transfers::Direct),
-            Err(e) if e.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) => {
-                (open(OFlags::empty()).map_err(failed)?, Transfers::Buffered)
-            }
+        let (file, direct) = match open(OFlags::DIRECT) {
+            Ok(file) => (file, true),
+            Err(e) if is_refusal(&e) => (open(OFlags::empty()).map_err(failed)?, false),
             Err(e) => return Err(failed(e)),
         };
-        let mut store = Self::new(name.clone(), file, transfers, writability)?;
-        if (transfers, writability) == (Transfers::Direct, Writability::ReadWrite) {
-            store.buffered = Some(open(OFlags::empty()).map_err(failed)?);
+        let mut store = Self::new(name.clone(), file, direct, writability)?;
+        if direct && writability == Writability::ReadWrite {
+            // Through the descriptor, for the path may be another file's by now.
+            let path = format!("/proc/self/fd/{}", store.file.as_raw_fd());
+            store.buffered = Some(File::options().write(true).open(path).map_err(failed)?);
         }
         Ok(store)
     }
@@ -94,39 +102,54 @@ impl FileStore {
         if flags.contains(OFlags::WRONLY) {
             return Err(failed(rustix::io::Errno::ACCESS));
         }
-        let transfers =
-            if flags.contains(OFlags::DIRECT) { Transfers::Direct } else { Transfers::Buffered };
-        Self::new(name, file, transfers, Writability::ReadOnly)
+        let direct = flags.contains(OFlags::DIRECT);
+        Self::new(name, file, direct, Writability::ReadOnly)
     }
 
-    fn new(name: String, file: File, transfers: Transfers, writability: Writability) -> Result<FileStore> {
+    fn new(name: String, file: File, direct: bool, writability: Writability) -> Result<FileStore> {
         let failed = |source| StoreError::Open { name: name.clone(), source };
+        let identity = Identity::now(&file).map_err(failed)?;
         let metadata = file.metadata().map_err(failed)?;
-        let length = length_of(&name, &file, &metadata)?;
-        let identity = Mutex::new(Identity::of(&file, &metadata));
-        let length = AtomicU64::new(length);
-        Ok(FileStore { name, file, transfers, buffered: None, length, identity, writability })
+        let length = AtomicU64::new(length_of(&name, &file, &metadata)?);
+        // The times of a device's node say nothing about the device.
+        let pinned = writability == Writability::ReadOnly && metadata.is_file();
+        let pin = pinned.then(|| Pin {
+            version: identity.version(),
+            identity: Mutex::new(identity),
+            changed: OnceLock::new(),
+        });
+        let direct = AtomicBool::new(direct);
+        Ok(FileStore { name, file, direct, buffered: None, length, pin, writability })
     }
 
     /// Whether reads bypass the kernel's page cache.
     pub fn is_direct(&self) -> bool {
-        self.transfers == Transfers::Direct
+        self.direct.load(Ordering::Relaxed)
+    }
+
+    /// Gives direct transfers up: the file system took the flag and refuses a transfer.
+    fn give_up_direct(&self) -> io::Result<()> {
+        let flags = rustix::fs::fcntl_getfl(&self.file)?;
+        rustix::fs::fcntl_setfl(&self.file, flags - OFlags::DIRECT)?;
+        self.direct.store(false, Ordering::Relaxed);
+        Ok(())
     }
 
     fn read_direct(&self, offset: u64, into: &mut [u8]) -> io::Result<usize> {
         if is_aligned(offset, into) {
             return read_until_end(&self.file, offset, into);
         }
-        let alignment = AlignedBuffer::ALIGNMENT as u64;
-        let bounce_bytes = (into.len() + 2 * AlignedBuffer::ALIGNMENT)
-            .next_multiple_of(AlignedBuffer::ALIGNMENT)
+        let alignment = AlignedBytes::ALIGNMENT as u64;
+        let bounce_bytes = (into.len() + 2 * AlignedBytes::ALIGNMENT)
+            .next_multiple_of(AlignedBytes::ALIGNMENT)
             .min(BOUNCE_BYTES);
-        let mut bounce = AlignedBuffer::new(bounce_bytes);
+        let mut bounce = AlignedBytes::new(bounce_bytes);
         let mut done = 0;
         while done < into.len() {
             let at = offset + done as u64;
             let skip = (at % alignment) as usize;
-            let wanted = (into.len() - done + skip).next_multiple_of(AlignedBuffer::ALIGNMENT).min(bounce.len());
+            let wanted =
+                (into.len() - done + skip).next_multiple_of(AlignedBytes::ALIGNMENT).min(bounce.len());
             let got = read_until_end(&self.file, at - skip as u64, &mut bounce[..wanted])?;
             let count = got.saturating_sub(skip).min(into.len() - done);
             into[done..done + count].copy_from_slice(&bounce[skip..skip + count]);
@@ -148,17 +171,26 @@ impl FileStore {
     }
 
     /// Whether the file is still the version that was opened.
-    fn check_identity(&self) -> Result<()> {
-        if self.writability == Writability::ReadWrite {
+    fn check_version(&self) -> Result<()> {
+        let Some(pin) = &self.pin else { return Ok(()) };
+        let changed = |how: &String| Err(StoreError::Changed { how: how.clone() });
+        if let Some(how) = pin.changed.get() {
+            return changed(how);
+        }
+        let failed = |source| StoreError::Io { action: "stat", length: 0, source };
+        let metadata = self.file.metadata().map_err(failed)?;
+        let mut known = pin.identity.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.is_same(&metadata) {
             return Ok(());
         }
-        let metadata = self.file.metadata().map_err(|source| StoreError::Io { action: "stat", length: 0, source })?;
-        let mut known = self.identity.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.ctime == (metadata.ctime(), metadata.ctime_nsec()) && known.size == metadata.size() {
-            return Ok(());
+        // Looked at anew, for another thread may have followed a later change meanwhile.
+        match known.follow(Identity::now(&self.file).map_err(failed)?) {
+            Ok(now) => {
+                *known = now;
+                Ok(())
+            }
+            Err(how) => changed(pin.changed.get_or_init(|| how)),
         }
-        *known = known.follow(Identity::of(&self.file, &metadata))?;
-        Ok(())
     }
 
     fn io(action: &'static str, length: usize) -> impl FnOnce(io::Error) -> StoreError {
@@ -180,8 +212,7 @@ impl BackingStore for FileStore {
     }
 
     fn version(&self) -> Option<Version> {
-        (self.writability == Writability::ReadOnly)
-            .then(|| Version::new(self.identity.lock().unwrap_or_else(PoisonError::into_inner).to_string()))
+        self.pin.as_ref().map(|pin| pin.version.clone())
     }
 
     fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<usize> {
@@ -190,13 +221,17 @@ impl BackingStore for FileStore {
         if wanted == 0 {
             return Ok(0);
         }
-        let outcome = match self.transfers {
+        let mut outcome = if self.is_direct() {
             // The whole buffer, although the object may end before it: direct transfers are whole blocks.
-            Transfers::Direct => self.read_direct(offset, into),
-            Transfers::Buffered => self.read_buffered(offset, &mut into[..wanted]),
+            self.read_direct(offset, into)
+        } else {
+            self.read_buffered(offset, &mut into[..wanted])
         };
+        if outcome.as_ref().is_err_and(|e| self.is_direct() && is_refusal(e)) {
+            outcome = self.give_up_direct().and_then(|()| self.read_buffered(offset, &mut into[..wanted]));
+        }
         let got = outcome.map_err(Self::io("read", wanted))?;
-        self.check_identity()?;
+        self.check_version()?;
         if got < wanted {
             return Err(StoreError::Short { wanted: wanted as u64, got: got as u64 });
         }
@@ -257,9 +292,15 @@ fn read_until_end(file: &File, offset: u64, into: &mut [u8]) -> io::Result<usize
     Ok(done)
 }
 
+/// Whether an error says that direct transfers are not to be had, and not that something is wrong.
+fn is_refusal(error: &io::Error) -> bool {
+    let refusals = [Errno::INVAL, Errno::OPNOTSUPP, Errno::NOSYS].map(Errno::raw_os_error);
+    error.raw_os_error().is_some_and(|number| refusals.contains(&number))
+}
+
 fn length_of(name: &str, file: &File, metadata: &Metadata) -> Result<u64> {
     let kind = metadata.file_type();
-    if kind.is_file() {
+    if kind.is_file() && (metadata.len() > 0 || is_really_empty(file)) {
         return Ok(metadata.len());
     }
     if kind.is_block_device() {
@@ -272,10 +313,18 @@ fn length_of(name: &str, file: &File, metadata: &Metadata) -> Result<u64> {
         "is a pipe: it has no offsets to map; write it to a file first"
     } else if kind.is_socket() {
         "is a socket: it has no offsets to map"
+    } else if kind.is_file() {
+        "does not tell its length (as files in /proc); copy it to a file first"
     } else {
         "is a character device: only the kernel can map it"
     };
     Err(StoreError::Unusable { name: name.to_owned(), reason: what.to_owned() })
+}
+
+/// Files in /proc say that they are empty and are not.
+fn is_really_empty(file: &File) -> bool {
+    let mut block = AlignedBytes::new(AlignedBytes::ALIGNMENT);
+    !matches!(file.read_at(&mut block, 0), Ok(1..))
 }
 
 /// What a file's version is told by.
@@ -289,48 +338,65 @@ struct Identity {
     /// The rest explains changes of ctime that change no byte.
     links: u64,
     owner_and_mode: (u32, u32, u32),
-    path: Option<std::path::PathBuf>,
+    path: Option<PathBuf>,
 }
 
+/// Looks at a file that is renamed all the time before its identity is taken as it is.
+const LOOKS_MAX: usize = 8;
+
 impl Identity {
-    fn of(file: &File, metadata: &Metadata) -> Identity {
-        let descriptor = std::os::fd::AsRawFd::as_raw_fd(file);
-        Identity {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            size: metadata.size(),
-            mtime: (metadata.mtime(), metadata.mtime_nsec()),
-            ctime: (metadata.ctime(), metadata.ctime_nsec()),
-            links: metadata.nlink(),
-            owner_and_mode: (metadata.uid(), metadata.gid(), metadata.mode()),
-            path: std::fs::read_link(format!("/proc/self/fd/{descriptor}")).ok(),
+    /// The file as it is; path and times are of the same moment, or the next look follows a change that was none.
+    fn now(file: &File) -> io::Result<Identity> {
+        let mut metadata = file.metadata()?;
+        for _ in 0..LOOKS_MAX {
+            let path = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).ok();
+            let again = file.metadata()?;
+            let identity = Identity {
+                device: again.dev(),
+                inode: again.ino(),
+                size: again.size(),
+                mtime: (again.mtime(), again.mtime_nsec()),
+                ctime: (again.ctime(), again.ctime_nsec()),
+                links: again.nlink(),
+                owner_and_mode: (again.uid(), again.gid(), again.mode()),
+                path,
+            };
+            if identity.is_same(&metadata) {
+                return Ok(identity);
+            }
+            metadata = again;
         }
+        Err(io::Error::other("it is renamed or changed all the time"))
     }
 
-    /// The identity to go on with if the bytes must still be those of `self`.
+    /// Whether a file has not been changed in any way since.
+    fn is_same(&self, metadata: &Metadata) -> bool {
+        self.ctime == (metadata.ctime(), metadata.ctime_nsec()) && self.size == metadata.size()
+    }
+
+    /// The identity to go on with if the bytes must still be those of `self`; else how they changed.
     ///
     /// The change time alone moves for many reasons: a rename, an unlink, a new owner. Those leave a trace that
     /// explains it. Where there is none, somebody may have written and then put the modification time back.
-    fn follow(&self, now: Identity) -> Result<Identity> {
-        let changed = |how: String| Err(StoreError::Changed { how });
+    fn follow(&self, now: Identity) -> Result<Identity, String> {
         if now.size != self.size {
-            return changed(format!("it had {} bytes and has {}", self.size, now.size));
+            return Err(format!("it had {} bytes and has {}", self.size, now.size));
         }
         if now.mtime != self.mtime {
-            return changed("it was written to".to_owned());
+            return Err("it was written to".to_owned());
         }
         let explained =
             now.links != self.links || now.owner_and_mode != self.owner_and_mode || now.path != self.path;
         if now.ctime != self.ctime && !explained {
-            return changed("its change time moved, and nothing but a write explains it".to_owned());
+            return Err(
+                "its change time moved, and neither a rename nor a new owner or mode explains it".to_owned()
+            );
         }
         Ok(now)
     }
-}
 
-impl std::fmt::Display for Identity {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Identity { device, inode, size, mtime, .. } = self;
-        write!(f, "{device}:{inode}:{size}:{}.{:09}", mtime.0, mtime.1)
+    fn version(&self) -> Version {
+        let Identity { device, inode, size, mtime, ctime, .. } = self;
+        Version::new(format!("{device}:{inode}:{size}:{}.{:09}:{}.{:09}", mtime.0, mtime.1, ctime.0, ctime.1))
     }
 }

@@ -17,13 +17,13 @@ mod memory;
 mod open;
 mod zstd;
 
-pub use aligned::AlignedBuffer;
+pub use aligned::AlignedBytes;
 pub use backing_store::{BackingStore, Transfer, Version, Writability};
+pub use decorate::Decorator;
 pub use decorate::counting::{Counting, Counts};
 pub use decorate::faulty::{Faulty, Misbehaviour};
 pub use decorate::throttled::{Throttle, Throttled};
 pub use decorate::verified::Verified;
-pub use decorate::Decorator;
 pub use error::{Result, StoreError};
 pub use file::FileStore;
 pub use memory::MemoryStore;

@@ -2,20 +2,33 @@
 
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use crate::{BackingStore, Result, StoreError, Transfer, Writability};
+use crate::{BackingStore, Result, StoreError, Transfer, Version, Writability};
 
 /// Bytes in memory: for tests, for benchmarks of the engine, for data made by the program.
 ///
-/// Readable and writable. `sync` has nothing to do.
+/// `sync` has nothing to do.
 pub struct MemoryStore {
     name: String,
     bytes: RwLock<Vec<u8>>,
+    writability: Writability,
 }
 
 impl MemoryStore {
-    /// An object that holds `bytes`.
+    /// An object that holds `bytes`, for good.
     pub fn new(name: impl Into<String>, bytes: Vec<u8>) -> MemoryStore {
-        MemoryStore { name: name.into(), bytes: RwLock::new(bytes) }
+        MemoryStore { name: name.into(), bytes: RwLock::new(bytes), writability: Writability::ReadOnly }
+    }
+
+    /// An object that holds `bytes` at first.
+    pub fn writable(name: impl Into<String>, bytes: Vec<u8>) -> MemoryStore {
+        MemoryStore { writability: Writability::ReadWrite, ..Self::new(name, bytes) }
+    }
+
+    fn check_writable(&self) -> Result<()> {
+        match self.writability {
+            Writability::ReadWrite => Ok(()),
+            Writability::ReadOnly => Err(StoreError::ReadOnly),
+        }
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Vec<u8>> {
@@ -48,11 +61,16 @@ impl BackingStore for MemoryStore {
         Ok(count)
     }
 
+    fn version(&self) -> Option<Version> {
+        (self.writability == Writability::ReadOnly).then(|| Version::new("only"))
+    }
+
     fn writability(&self) -> Writability {
-        Writability::ReadWrite
+        self.writability
     }
 
     fn write_at(&self, offset: u64, from: &[u8]) -> Result<()> {
+        self.check_writable()?;
         let mut bytes = self.write();
         let end = bytes.len() as u64;
         let length = from.len() as u64;
@@ -64,6 +82,7 @@ impl BackingStore for MemoryStore {
     }
 
     fn set_len(&self, length: u64) -> Result<()> {
+        self.check_writable()?;
         let unusable = || StoreError::Unusable {
             name: self.name.clone(),
             reason: format!("{length} bytes do not fit in memory"),
@@ -77,6 +96,6 @@ impl BackingStore for MemoryStore {
     }
 
     fn sync(&self) -> Result<()> {
-        Ok(())
+        self.check_writable()
     }
 }

@@ -4,13 +4,13 @@ use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use crate::{BackingStore, FileStore, Result, ZstdStore};
+use crate::{BackingStore, FileStore, Result, StoreError, ZstdStore};
 
 /// What a file's bytes mean.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Format {
-    /// Seekable zstd if the file begins as a zstd file does; else the bytes as they are.
+    /// Seekable zstd if the file begins as a zstd file does or is named as one; else the bytes as they are.
     #[default]
     Auto,
     /// The bytes as they are.
@@ -31,17 +31,38 @@ impl FromStr for Format {
     }
 }
 
-/// Opens a local file for reading, as what its first bytes say that it is.
+impl Format {
+    /// What an object is: [`Auto`](Self::Auto) looks at its first bytes and its name, the others are what they say.
+    ///
+    /// # Errors
+    /// If the bytes cannot be read.
+    pub fn detect(self, object: &dyn BackingStore) -> Result<Format> {
+        let named_zstd = || [".zst", ".zstd"].iter().any(|end| object.name().ends_with(end));
+        Ok(match self {
+            // A damaged zstd file must not pass for a plain one.
+            Format::Auto if named_zstd() || ZstdStore::is_zstd(object)? => Format::Zstd,
+            Format::Auto => Format::Plain,
+            told => told,
+        })
+    }
+}
+
+/// Opens a local file for reading, as what its first bytes and its name say that it is.
 ///
 /// # Errors
 /// Those of [`FileStore::open`] and [`ZstdStore::open`]. A zstd file without a seek table is an error, not an object
 /// of its packed bytes; ask for [`Format::Plain`] to have those.
 pub fn open(path: impl AsRef<Path>, format: Format) -> Result<Arc<dyn BackingStore>> {
     let file: Arc<dyn BackingStore> = Arc::new(FileStore::open(path)?);
-    let packed = match format {
-        Format::Plain => false,
-        Format::Zstd => true,
-        Format::Auto => ZstdStore::is_zstd(&*file)?,
+    let opened = || -> Result<Arc<dyn BackingStore>> {
+        match format.detect(&*file)? {
+            Format::Zstd => Ok(Arc::new(ZstdStore::open(file.clone())?)),
+            _ => Ok(file.clone()),
+        }
     };
-    if packed { Ok(Arc::new(ZstdStore::open(file)?)) } else { Ok(file) }
+    opened().map_err(|error| match error {
+        // These name what they are about.
+        named @ (StoreError::Open { .. } | StoreError::Unusable { .. }) => named,
+        error => StoreError::Open { name: file.name().to_owned(), source: std::io::Error::other(error) },
+    })
 }

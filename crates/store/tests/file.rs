@@ -76,7 +76,8 @@ fn m18_what_cannot_be_mapped_is_refused_with_a_reason() {
     let pipe = directory.path().join("pipe");
     rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
     assert!(refusal(&pipe).contains("is a pipe"), "and opening it does not wait for a writer");
-    let write_only = fs::File::options().write(true).create(true).truncate(true).open(directory.path().join("w"));
+    let write_only =
+        fs::File::options().write(true).create(true).truncate(true).open(directory.path().join("w"));
     let refused = FileStore::from_file("w", write_only.unwrap());
     assert!(matches!(refused, Err(StoreError::Open { .. })), "M09: not opened for reading");
 }

@@ -83,7 +83,10 @@ fn files_packed_by_others_are_mapped() {
 #[test]
 fn an_ordinary_zstd_file_is_refused_with_what_to_do() {
     let error = refusal(zstd::encode_all(&bytes(100_000)[..], 3).unwrap());
-    assert!(error.contains("a/file.zst") && error.contains("omnimap pack") && error.contains("seek table"), "{error}");
+    assert!(
+        error.contains("a/file.zst") && error.contains("omnimap pack") && error.contains("seek table"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -103,7 +106,12 @@ fn a_damaged_seek_table_is_refused_and_the_error_says_how_it_is_damaged() {
         refusal(bad)
     };
     // Count of frames, descriptor, an entry's size, the skippable frame's magic.
-    for error in [damage(end - 9, 200), damage(end - 5, 0xFC), damage(end - 30, 0x77), damage(end - 9 - 12 * 10 - 8, 0)] {
+    for error in [
+        damage(end - 9, 200),
+        damage(end - 5, 0xFC),
+        damage(end - 30, 0x77),
+        damage(end - 9 - 12 * 10 - 8, 0),
+    ] {
         assert!(error.contains("seek table is damaged") && error.contains("omnimap pack"), "{error}");
     }
     let mut huge = good.clone();

@@ -4,7 +4,8 @@ use omnimap_store::MemoryStore;
 
 /// The byte that belongs at an offset: pages differ from each other, and so do their parts.
 pub fn pattern(offset: u64) -> u8 {
-    let mixed = (offset / 8).wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ (offset / 4096).wrapping_mul(0xD6E8_FEB8_6659_FD93);
+    let mixed = (offset / 8).wrapping_mul(0x9E37_79B9_7F4A_7C15)
+        ^ (offset / 4096).wrapping_mul(0xD6E8_FEB8_6659_FD93);
     (mixed >> 32) as u8 ^ offset as u8
 }
 

@@ -152,7 +152,9 @@ impl State {
     }
 
     fn look(&mut self, address: Address, page_bytes: u64) -> Looked {
-        let Some((view, page)) = self.view_at(address, page_bytes) else { return Looked::Seen(Outcome::Unmapped) };
+        let Some((view, page)) = self.view_at(address, page_bytes) else {
+            return Looked::Seen(Outcome::Unmapped);
+        };
         let of_page = Address(address.0 - address.0 % page_bytes as usize);
         if let Some((why, told)) = view.failed.get_mut(&of_page) {
             // As the signal handler does: the first access is told, a later one tries again.

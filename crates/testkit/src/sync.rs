@@ -1,14 +1,14 @@
 //! Threads and locks of the simulated machine: ordinary ones, or shuttle's (`--cfg shuttle`).
 
 #[cfg(not(shuttle))]
-pub use std::thread;
-#[cfg(not(shuttle))]
 pub(crate) use std::sync::{Condvar, Mutex, MutexGuard};
+#[cfg(not(shuttle))]
+pub use std::thread;
 
 #[cfg(shuttle)]
-pub use shuttle::thread;
-#[cfg(shuttle)]
 pub(crate) use shuttle::sync::{Condvar, Mutex, MutexGuard};
+#[cfg(shuttle)]
+pub use shuttle::thread;
 
 /// Runs a scenario under many interleavings: as many as `OMNIMAP_MODEL_SCHEDULES` says (1,000) under shuttle, and a
 /// few on ordinary threads.
@@ -18,7 +18,8 @@ pub(crate) use shuttle::sync::{Condvar, Mutex, MutexGuard};
 pub fn explore(scenario: impl Fn() + Send + Sync + 'static) {
     #[cfg(shuttle)]
     {
-        let schedules = std::env::var("OMNIMAP_MODEL_SCHEDULES").ok().and_then(|n| n.parse().ok()).unwrap_or(1000);
+        let schedules =
+            std::env::var("OMNIMAP_MODEL_SCHEDULES").ok().and_then(|n| n.parse().ok()).unwrap_or(1000);
         let scenario = std::sync::Arc::new(scenario);
         let again = scenario.clone();
         let mut config = shuttle::Config::default();

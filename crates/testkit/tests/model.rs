@@ -186,7 +186,11 @@ fn pins_hold_their_pages_and_leave_room_for_others() {
                     match scene.view.pin(page * PAGE, 3 * PAGE) {
                         Ok(pin) => {
                             (page..page + 3).for_each(|p| scene.expect_page(p));
-                            assert_eq!(scene.view.evict(page * PAGE..(page + 3) * PAGE).unwrap(), 0, "pinned");
+                            assert_eq!(
+                                scene.view.evict(page * PAGE..(page + 3) * PAGE).unwrap(),
+                                0,
+                                "pinned"
+                            );
                             drop(pin);
                         }
                         Err(error) => assert!(matches!(error, Error::PinLimit { .. }), "{error}"),

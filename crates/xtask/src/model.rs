@@ -19,11 +19,23 @@ impl Arguments {
     pub(crate) fn run(&self, root: &Path) -> Result<()> {
         let status = Command::new(env!("CARGO"))
             .current_dir(root)
-            .args(["test", "--release", "--package", "omnimap-testkit", "--test", "model", "--target-dir", TARGET])
+            .args([
+                "test",
+                "--release",
+                "--package",
+                "omnimap-testkit",
+                "--test",
+                "model",
+                "--target-dir",
+                TARGET,
+            ])
             .env("RUSTFLAGS", "--cfg shuttle")
             .env("OMNIMAP_MODEL_SCHEDULES", self.schedules.to_string())
             .status()?;
-        ensure!(status.success(), "the model found an interleaving that fails; its output tells how to replay it");
+        ensure!(
+            status.success(),
+            "the model found an interleaving that fails; its output tells how to replay it"
+        );
         Ok(())
     }
 }

@@ -3,8 +3,8 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use anyhow::Result;
-use omnimap::Advice;
+use anyhow::{Result, bail};
+use omnimap::{Advice, BackingStore};
 
 use super::Source;
 use crate::size;
@@ -17,7 +17,7 @@ pub(crate) struct Arguments {
     /// Where to begin.
     #[arg(long, value_name = "SIZE", value_parser = size::parse, default_value = "0")]
     offset: u64,
-    /// How many bytes; up to the end, unless it is given.
+    /// How many bytes, or what is left of the file; up to the end, unless it is given.
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     length: Option<u64>,
 }
@@ -29,10 +29,12 @@ impl Arguments {
     pub(crate) fn run(self) -> Result<ExitCode> {
         let mut options = self.source.options();
         options.advice(Advice::Sequential).offset(self.offset);
-        if let Some(length) = self.length {
-            options.length(length);
-        }
-        let mapping = options.open(&self.source.source)?;
+        let store = omnimap::store::open(&self.source.source, self.source.format)?;
+        let Some(left) = store.len().checked_sub(self.offset) else {
+            bail!("{}: offset {} is beyond its {} bytes", store.name(), self.offset, store.len());
+        };
+        options.length(self.length.unwrap_or(left).min(left));
+        let mapping = options.map_shared(store)?;
         let mut output = io::stdout().lock();
         let mut buffer = vec![0; COPY_BYTES];
         let mut at = 0;

@@ -1,9 +1,9 @@
 //! `omnimap pack`
 
 use std::fs::{File, Permissions};
-use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::io::{self, BufReader, BufWriter, IsTerminal, Read, Write};
 use std::num::NonZeroUsize;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -49,47 +49,89 @@ impl Arguments {
             (Box::new(BufReader::with_capacity(1 << 20, file)), length)
         };
         let bar = progress::bytes("packing", length);
+        let mut input = Named { name: self.input.display().to_string(), input };
         let told = |done| bar.set_position(done);
-        let packed = if is_dash(&self.output) {
-            pack(input, BufWriter::new(io::stdout().lock()), &options, told)?
+        let packed = if is_dash(&self.output) || self.output == Path::new("/dev/stdout") {
+            if io::stdout().is_terminal() && !self.force {
+                bail!("packed bytes are nothing for a terminal; redirect them, or --force");
+            }
+            pack(&mut input, BufWriter::new(io::stdout().lock()), &options, told)?
         } else {
-            self.pack_to_file(input, &options, told)?
+            self.pack_to_file(&mut input, &options, told)?
         };
         bar.finish_and_clear();
         let part = packed.packed_bytes as f64 / packed.bytes.max(1) as f64;
         let (from, to) = (size::show(packed.bytes), size::show(packed.packed_bytes));
-        writeln!(io::stderr(), "{from} packed into {to} ({:.1} %), {} chunks", 100.0 * part, packed.frames)?;
+        // The file is there; with standard error closed there is nobody to tell.
+        let _ = writeln!(
+            io::stderr(),
+            "{from} packed into {to} ({:.1} %), {} chunks",
+            100.0 * part,
+            packed.frames
+        );
         Ok(ExitCode::SUCCESS)
     }
 
     /// Writes beside the output and renames, so that a failure leaves neither half a file nor the loss of a whole one.
-    fn pack_to_file(&self, input: impl Read, options: &PackOptions, told: impl FnMut(u64)) -> Result<Packed> {
+    fn pack_to_file(
+        &self,
+        input: &mut impl Read,
+        options: &PackOptions,
+        told: impl FnMut(u64),
+    ) -> Result<Packed> {
         let output = &self.output;
         let name = || output.display().to_string();
-        let special = output.metadata().is_ok_and(|m| !m.is_file());
-        if special {
-            let file = File::options().write(true).open(output).with_context(name)?;
-            return pack(input, BufWriter::new(file), options, told).with_context(name);
-        }
-        if !self.force && output.exists() {
+        if output.symlink_metadata().is_ok() && !self.force && !is_special(output) {
             bail!("{}: exists already; --force overwrites it", name());
         }
+        // Through links, to replace what they point at and not them.
+        let output = if output.exists() { output.canonicalize().with_context(name)? } else { output.clone() };
+        if is_special(&output) {
+            let kind = output.metadata().with_context(name)?.file_type();
+            if kind.is_dir() || kind.is_block_device() {
+                bail!("{}: is no place for a packed file; name a file", name());
+            }
+            let file = File::options().write(true).open(&output).with_context(name)?;
+            return pack(input, BufWriter::new(file), options, told).with_context(name);
+        }
         let directory = output.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        // As any new file: the umask takes its part.
-        let permissions = Permissions::from_mode(0o666);
+        // What was private stays so; else as any new file, of which the umask takes its part.
+        let like = [&output, &self.input].into_iter().find_map(|path| path.metadata().ok());
+        let mode = like.filter(std::fs::Metadata::is_file).map_or(0o666, |m| m.permissions().mode() & 0o666);
         let temporary = tempfile::Builder::new()
             .prefix(".omnimap-pack")
-            .permissions(permissions)
+            .permissions(Permissions::from_mode(mode))
             .tempfile_in(directory)
             .with_context(name)?;
-        let packed = pack(input, BufWriter::new(temporary.as_file()), options, told).with_context(name)?;
+        let packed = pack(input, BufWriter::new(temporary.as_file()), options, told)?;
+        temporary.as_file().sync_all().with_context(name)?;
         let persisted = if self.force {
-            temporary.persist(output).map_err(|e| e.error)
+            temporary.persist(&output).map_err(|e| e.error)
         } else {
-            temporary.persist_noclobber(output).map_err(|e| e.error)
+            temporary.persist_noclobber(&output).map_err(|e| e.error)
         };
         persisted.with_context(name)?;
         Ok(packed)
+    }
+}
+
+/// Exists, and is no regular file.
+fn is_special(path: &Path) -> bool {
+    path.metadata().is_ok_and(|m| !m.is_file())
+}
+
+/// Says whose error it is.
+struct Named<R> {
+    name: String,
+    input: R,
+}
+
+impl<R: Read> Read for Named<R> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        self.input.read(into).map_err(|e| match e.kind() {
+            io::ErrorKind::Interrupted => e,
+            kind => io::Error::new(kind, format!("{}: {e}", self.name)),
+        })
     }
 }
 

@@ -72,15 +72,19 @@ impl Arguments {
 
     fn look(&self) -> Result<Facts> {
         let file = Arc::new(FileStore::open(&self.source)?);
-        let packed = match self.format {
-            Format::Plain => false,
-            Format::Zstd => true,
-            _ => ZstdStore::is_zstd(&*file)?,
-        };
+        let packed = self.format.detect(&*file)? == Format::Zstd;
         let (direct, file_bytes, version) = (file.is_direct(), file.len(), file.version());
         if !packed {
             let chunk_bytes = 1.min(file_bytes);
-            return Ok(Facts { format: "plain", bytes: file_bytes, file_bytes, chunks: None, chunk_bytes, direct, version });
+            return Ok(Facts {
+                format: "plain",
+                bytes: file_bytes,
+                file_bytes,
+                chunks: None,
+                chunk_bytes,
+                direct,
+                version,
+            });
         }
         let store = ZstdStore::open(file)?;
         let first = store.chunk_at(0);

@@ -1,6 +1,6 @@
 //! `omnimap view`
 
-use std::io::{self, BufRead, Write};
+use std::io::{self, BufRead, IsTerminal, Write};
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -18,25 +18,32 @@ impl Arguments {
     pub(crate) fn run(self) -> Result<ExitCode> {
         let mapping = self.source.map()?;
         let (mut input, mut output) = (io::stdin().lock(), io::stdout().lock());
-        let mut line = String::new();
+        let prompts = input.is_terminal();
+        let mut line = Vec::new();
         loop {
-            write!(output, "index? ")?;
-            output.flush()?;
+            if prompts {
+                write!(output, "index? ")?;
+                output.flush()?;
+            }
             line.clear();
-            if input.read_line(&mut line)? == 0 {
-                writeln!(output)?;
+            if input.read_until(b'\n', &mut line)? == 0 {
                 return Ok(ExitCode::SUCCESS);
             }
-            match line.trim().parse::<i128>() {
+            match String::from_utf8_lossy(&line).trim().parse::<i128>() {
                 Ok(-1) => return Ok(ExitCode::SUCCESS),
                 Ok(index) if index >= 0 && index < mapping.len() as i128 => {
                     let mut byte = [0];
                     mapping.read_at(index as u64, &mut byte)?;
-                    let character = if byte[0].is_ascii_graphic() { format!(" {:?}", byte[0] as char) } else { String::new() };
+                    let character = if byte[0].is_ascii_graphic() {
+                        format!(" {:?}", byte[0] as char)
+                    } else {
+                        String::new()
+                    };
                     writeln!(output, "{} (0x{:02x}){character}", byte[0], byte[0])?;
                 }
                 _ => writeln!(output, "invalid index")?,
             }
+            output.flush()?;
         }
     }
 }

@@ -28,15 +28,17 @@ struct Slot {
 }
 
 impl Slot {
-    const EMPTY: Slot = Slot {
-        sequence: AtomicU32::new(0),
-        start: AtomicUsize::new(0),
-        bytes: AtomicUsize::new(0),
-        failed_at: AtomicU64::new(0),
-        reported: AtomicU32::new(0),
-        length: AtomicUsize::new(0),
-        message: [const { AtomicU8::new(0) }; MESSAGE_BYTES_MAX],
-    };
+    const fn empty() -> Slot {
+        Slot {
+            sequence: AtomicU32::new(0),
+            start: AtomicUsize::new(0),
+            bytes: AtomicUsize::new(0),
+            failed_at: AtomicU64::new(0),
+            reported: AtomicU32::new(0),
+            length: AtomicUsize::new(0),
+            message: [const { AtomicU8::new(0) }; MESSAGE_BYTES_MAX],
+        }
+    }
 
     fn covers(&self, address: usize) -> bool {
         let start = self.start.load(Ordering::Relaxed);
@@ -53,7 +55,7 @@ impl Slot {
     }
 }
 
-static SLOTS: [Slot; FAILURES_MAX] = [Slot::EMPTY; FAILURES_MAX];
+static SLOTS: [Slot; FAILURES_MAX] = [const { Slot::empty() }; FAILURES_MAX];
 /// Serialises writers; holds the slot to be used next.
 static WRITER: Mutex<usize> = Mutex::new(0);
 

@@ -31,14 +31,7 @@ impl KernelFile {
         }
         // SAFETY: a new mapping at a place of the kernel's choice replaces nothing.
         let start = unsafe {
-            rustix::mm::mmap(
-                std::ptr::null_mut(),
-                bytes,
-                ProtFlags::READ,
-                MapFlags::SHARED,
-                file.as_fd(),
-                0,
-            )
+            rustix::mm::mmap(std::ptr::null_mut(), bytes, ProtFlags::READ, MapFlags::SHARED, file.as_fd(), 0)
         }
         .during("mmap")?;
         let start = NonNull::new(start.cast()).ok_or(rustix::io::Errno::NOMEM).during("mmap")?;
@@ -71,11 +64,11 @@ impl KernelFile {
     pub fn read_at(&self, offset: u64, into: &mut [u8]) -> usize {
         let offset = offset.min(self.len()) as usize;
         let count = into.len().min(self.bytes - offset);
-        // SAFETY: `offset + count` is inside the mapping, `into` has room for `count`, and they do not overlap, for
+        // SAFETY: `offset` is at most the mapping's length.
+        let from = unsafe { self.start.as_ptr().add(offset) };
+        // SAFETY: `from + count` is inside the mapping, `into` has room for `count`, and they do not overlap, for
         // nobody can hold a `&mut` into this mapping.
-        unsafe {
-            std::ptr::copy_nonoverlapping(self.start.as_ptr().add(offset), into.as_mut_ptr(), count);
-        }
+        unsafe { std::ptr::copy_nonoverlapping(from, into.as_mut_ptr(), count) };
         count
     }
 }

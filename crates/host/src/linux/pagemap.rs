@@ -33,7 +33,7 @@ struct ScanArgument {
 
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
-struct Region {
+struct PresentPart {
     start: u64,
     end: u64,
     categories: u64,
@@ -44,8 +44,8 @@ const PAGEMAP_SCAN: libc::Ioctl = ioctl_read_write(b'f', 16, size_of::<ScanArgum
 const PAGE_IS_PRESENT: u64 = 1 << 3;
 /// Bit 63 of an entry of /proc/pid/pagemap.
 const ENTRY_PRESENT: u64 = 1 << 63;
-/// Regions taken by one scan.
-const REGIONS: usize = 64;
+/// Parts taken by one scan.
+const PARTS: usize = 64;
 /// Entries read at a time where there is no scan.
 const ENTRIES: usize = 256;
 
@@ -81,27 +81,27 @@ fn pagemap() -> io::Result<&'static File> {
 }
 
 fn scan(file: &File, range: Range<u64>, found: &mut impl FnMut(Range<u64>)) -> io::Result<()> {
-    let mut regions = [Region::default(); REGIONS];
+    let mut parts = [PresentPart::default(); PARTS];
     let mut from = range.start;
     while from < range.end {
         let mut argument = ScanArgument {
             size: size_of::<ScanArgument>() as u64,
             start: from,
             end: range.end,
-            regions: regions.as_mut_ptr() as u64,
-            regions_max: REGIONS as u64,
+            regions: parts.as_mut_ptr() as u64,
+            regions_max: PARTS as u64,
             category_mask: PAGE_IS_PRESENT,
             return_mask: PAGE_IS_PRESENT,
             ..Default::default()
         };
         // SAFETY: the argument is the struct that the request declares; the kernel writes it and at most `regions_max`
-        // regions, which `regions` has room for.
+        // regions, which `parts` has room for.
         let count = unsafe { libc::ioctl(file.as_raw_fd(), PAGEMAP_SCAN, &raw mut argument) };
         if count < 0 {
             return Err(io::Error::last_os_error());
         }
-        for region in &regions[..(count as usize).min(REGIONS)] {
-            found(region.start..region.end);
+        for part in &parts[..(count as usize).min(PARTS)] {
+            found(part.start..part.end);
         }
         if argument.walk_end <= from {
             return Ok(());
@@ -160,22 +160,22 @@ mod tests {
             .unwrap();
         let mut touched = Vec::new();
         for i in (0..pages).filter(|i| i % 3 == 0 || *i > 280) {
+            let byte = start.cast::<u8>().wrapping_add((i * page) as usize);
             // SAFETY: inside the mapping just made.
-            unsafe { start.cast::<u8>().add((i * page) as usize).write_volatile(1) };
+            unsafe { byte.write_volatile(1) };
             touched.push(i);
         }
         let range = start as u64..start as u64 + pages * page;
         let file = pagemap().unwrap();
         let pages_of = |parts: Vec<Range<u64>>| -> Vec<u64> {
-            parts
-                .iter()
-                .flat_map(|r| (r.start - range.start) / page..(r.end - range.start) / page)
-                .collect()
+            parts.iter().flat_map(|r| (r.start - range.start) / page..(r.end - range.start) / page).collect()
         };
         let mut scanned = Vec::new();
         match scan(file, range.clone(), &mut |r| scanned.push(r)) {
             Ok(()) => assert_eq!(pages_of(scanned), touched, "PAGEMAP_SCAN"),
-            Err(e) => eprintln!("SKIPPED: PAGEMAP_SCAN is refused here ({e}); the pagemap file alone is tested"),
+            Err(e) => {
+                eprintln!("SKIPPED: PAGEMAP_SCAN is refused here ({e}); the pagemap file alone is tested")
+            }
         }
         let mut read = Vec::new();
         read_entries(file, range.clone(), page, &mut |r| read.push(r)).unwrap();

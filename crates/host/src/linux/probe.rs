@@ -128,12 +128,12 @@ fn page_scan() -> Finding {
     let mut seen = false;
     match pagemap::present(address, page, page, |_| seen = true) {
         Ok(()) if seen => Finding::good("pagemap", "tells which pages were used"),
-        Ok(()) => Finding::bad("pagemap", "does not show a page that is there", "eviction is first in, first out"),
-        Err(e) => Finding::bad(
-            "pagemap",
-            e.to_string(),
-            "mount /proc; without it eviction is first in, first out",
-        ),
+        Ok(()) => {
+            Finding::bad("pagemap", "does not show a page that is there", "eviction is first in, first out")
+        }
+        Err(e) => {
+            Finding::bad("pagemap", e.to_string(), "mount /proc; without it eviction is first in, first out")
+        }
     }
 }
 
@@ -153,14 +153,7 @@ fn collapse() -> Finding {
         let aligned = (start as usize).next_multiple_of(HUGE_BYTES) as *mut _;
         // SAFETY: replaces part of the reservation just made, which nobody uses.
         let mapped = unsafe {
-            rustix::mm::mmap(
-                aligned,
-                HUGE_BYTES,
-                ProtFlags::READ,
-                MapFlags::SHARED | MapFlags::FIXED,
-                &fd,
-                0,
-            )
+            rustix::mm::mmap(aligned, HUGE_BYTES, ProtFlags::READ, MapFlags::SHARED | MapFlags::FIXED, &fd, 0)
         };
         const MADV_COLLAPSE: i32 = 25;
         let outcome = mapped.and_then(|at| {
@@ -222,7 +215,11 @@ fn limits() -> Vec<Finding> {
     let maps = std::fs::read_to_string("/proc/sys/vm/max_map_count").unwrap_or_default();
     vec![
         if files.is_some_and(|n| n < 256) {
-            Finding::bad("open files", text(files), "raise it: ulimit -n 1024; each object needs two descriptors")
+            Finding::bad(
+                "open files",
+                text(files),
+                "raise it: ulimit -n 1024; each object needs two descriptors",
+            )
         } else {
             Finding::good("open files", text(files))
         },

@@ -43,17 +43,20 @@ fn install_now() -> io::Result<()> {
 }
 
 extern "C" fn on_sigbus(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
-    // SAFETY: errno is this thread's own.
-    let errno = unsafe { *libc::__errno_location() };
+    // SAFETY: gives the address of this thread's own errno.
+    let errno = unsafe { libc::__errno_location() };
+    // SAFETY: errno is valid as long as the thread lives.
+    let before = unsafe { errno.read() };
     handle(signal, info, context);
     // SAFETY: as above.
-    unsafe { *libc::__errno_location() = errno };
+    unsafe { errno.write(before) };
 }
 
 fn handle(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
-    // SAFETY: the kernel passes a valid siginfo for SA_SIGINFO; SIGBUS from a fault has si_addr, and from kill(2)
-    // the same bytes hold something that matches no failure.
-    let address = unsafe { (*info).si_addr() } as usize;
+    // SAFETY: the kernel passes a valid siginfo for SA_SIGINFO.
+    let details = unsafe { &*info };
+    // SAFETY: SIGBUS from a fault has si_addr; from kill(2) the same bytes hold something that matches no failure.
+    let address = unsafe { details.si_addr() } as usize;
     let failure = failures::report(address);
     if let Some(failure) = &failure {
         if failure.stale {

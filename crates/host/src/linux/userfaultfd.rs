@@ -195,9 +195,8 @@ impl Userfaultfd {
         let mut message = Message::default();
         loop {
             // SAFETY: `message` is 32 writable bytes, the size of `struct uffd_msg`, and any bit pattern is valid.
-            let got = unsafe {
-                libc::read(self.fd.as_raw_fd(), (&raw mut message).cast(), size_of::<Message>())
-            };
+            let got =
+                unsafe { libc::read(self.fd.as_raw_fd(), (&raw mut message).cast(), size_of::<Message>()) };
             if got == size_of::<Message>() as isize {
                 if message.event != EVENT_PAGEFAULT {
                     continue; // We ask for no other events; a kernel that sends one anyway is not obeyed.
@@ -256,11 +255,8 @@ fn create_by_syscall(flags: UserfaultfdFlags) -> io::Result<OwnedFd> {
 }
 
 fn create_by_device() -> io::Result<OwnedFd> {
-    let device = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(libc::O_CLOEXEC)
-        .open("/dev/userfaultfd")?;
+    let device =
+        OpenOptions::new().read(true).write(true).custom_flags(libc::O_CLOEXEC).open("/dev/userfaultfd")?;
     // SAFETY: the request takes open flags by value and answers with a new descriptor.
     let fd = unsafe { libc::ioctl(device.as_raw_fd(), IOCTL_NEW, libc::O_CLOEXEC | libc::O_NONBLOCK) };
     if fd < 0 {

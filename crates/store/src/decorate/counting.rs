@@ -65,6 +65,15 @@ impl Counting {
     }
 }
 
+/// A read under way; over when it is dropped, by a panic too.
+struct InFlight<'a>(&'a AtomicU64);
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Decorator for Counting {
     fn inner(&self) -> &dyn BackingStore {
         &self.inner
@@ -74,8 +83,8 @@ impl Decorator for Counting {
         self.reads.fetch_add(1, Ordering::Relaxed);
         let now = self.in_flight.fetch_add(1, Ordering::Relaxed) + 1;
         self.in_flight_greatest.fetch_max(now, Ordering::Relaxed);
+        let _over = InFlight(&self.in_flight);
         let outcome = self.inner.read_at(offset, into);
-        self.in_flight.fetch_sub(1, Ordering::Relaxed);
         self.bytes_read.fetch_add(*outcome.as_ref().unwrap_or(&0) as u64, Ordering::Relaxed);
         outcome
     }

@@ -66,7 +66,7 @@ impl Faulty {
         let mut state = self.lock();
         state.read_rules.clear();
         state.write_rules.clear();
-        state.released = u64::MAX;
+        state.released = state.released.max(state.held);
         self.changed.notify_all();
     }
 
@@ -101,9 +101,8 @@ impl Faulty {
     ) -> Result<usize> {
         let end = offset.saturating_add(length as u64);
         let mut state = self.lock();
-        let rule = rules(&mut state)
-            .iter_mut()
-            .find(|r| r.times > 0 && r.range.start < end && offset < r.range.end);
+        let rule =
+            rules(&mut state).iter_mut().find(|r| r.times > 0 && r.range.start < end && offset < r.range.end);
         let Some(rule) = rule else { return Ok(length) };
         rule.times -= 1;
         match rule.misbehaviour {
@@ -111,7 +110,12 @@ impl Faulty {
                 let source = io::Error::from_raw_os_error(rustix::io::Errno::IO.raw_os_error());
                 Err(StoreError::Io { action, length: length as u64, source })
             }
-            Misbehaviour::Short => Ok(length / 2),
+            Misbehaviour::Short => {
+                drop(state);
+                // Half of what there is, not of what there is room for.
+                let there = self.inner.len().saturating_sub(offset).min(length as u64);
+                Ok(there as usize / 2)
+            }
             Misbehaviour::Block(time) => {
                 drop(state);
                 std::thread::sleep(time);

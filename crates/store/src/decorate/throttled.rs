@@ -34,6 +34,7 @@ struct Line {
 impl Throttled {
     /// Makes `inner` as slow as `throttle` says.
     pub fn new(inner: Arc<dyn BackingStore>, throttle: Throttle) -> Throttled {
+        let throttle = Throttle { in_flight_max: throttle.in_flight_max.max(1), ..throttle };
         let line = Mutex::new(Line { in_flight: 0, free_at: Instant::now() });
         Throttled { inner, throttle, line, freed: Condvar::new() }
     }
@@ -46,7 +47,8 @@ impl Throttled {
         }
         line.in_flight += 1;
         let now = Instant::now();
-        let carried = Duration::from_secs_f64(bytes as f64 / self.throttle.bytes_per_second_max.max(1) as f64);
+        let carried =
+            Duration::from_secs_f64(bytes as f64 / self.throttle.bytes_per_second_max.max(1) as f64);
         line.free_at = line.free_at.max(now) + carried;
         let done_at = line.free_at + self.throttle.latency;
         drop(line);
@@ -62,7 +64,8 @@ impl Decorator for Throttled {
     }
 
     fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<usize> {
-        self.pass(into.len());
+        let there = self.inner.len().saturating_sub(offset);
+        self.pass(into.len().min(usize::try_from(there).unwrap_or(usize::MAX)));
         self.inner.read_at(offset, into)
     }
 
@@ -75,7 +78,7 @@ impl Decorator for Throttled {
         let inner = self.inner.transfer();
         // A request should last at least as long as its latency, or the latency is what one pays for.
         let worth = self.throttle.latency.as_secs_f64() * self.throttle.bytes_per_second_max as f64
-            / self.throttle.in_flight_max.max(1) as f64;
+            / self.throttle.in_flight_max as f64;
         let preferred = inner.preferred_bytes.get().max((worth as usize).min(8 << 20));
         Transfer::new(preferred, self.throttle.in_flight_max)
     }

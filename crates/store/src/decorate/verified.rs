@@ -1,6 +1,7 @@
 //! Sees to it that a store gives the same bytes twice.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use xxhash_rust::xxh3::xxh3_64;
@@ -15,6 +16,9 @@ use crate::{BackingStore, Result, StoreError};
 pub struct Verified {
     inner: Arc<dyn BackingStore>,
     seen: Mutex<HashMap<u64, u64>>,
+    /// Counts the beginnings and ends of writes; a read beside one says nothing about what comes later.
+    writes: AtomicU64,
+    writer: Mutex<()>,
 }
 
 impl Verified {
@@ -23,23 +27,27 @@ impl Verified {
 
     /// Trusts what is read first.
     pub fn new(inner: Arc<dyn BackingStore>) -> Verified {
-        Verified { inner, seen: Mutex::default() }
+        Verified { inner, seen: Mutex::default(), writes: AtomicU64::new(0), writer: Mutex::default() }
     }
 
     fn seen(&self) -> MutexGuard<'_, HashMap<u64, u64>> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn check(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+    fn check(&self, writes: u64, offset: u64, bytes: &[u8]) -> Result<()> {
         let block_bytes = Self::BLOCK_BYTES as usize;
-        let sums: Vec<(u64, u64)> = (offset / Self::BLOCK_BYTES..)
-            .zip(bytes.chunks(block_bytes).map(xxh3_64))
-            .collect();
+        let sums: Vec<(u64, u64)> =
+            (offset / Self::BLOCK_BYTES..).zip(bytes.chunks(block_bytes).map(xxh3_64)).collect();
         let mut seen = self.seen();
+        if writes % 2 == 1 || self.writes.load(Ordering::SeqCst) != writes {
+            return Ok(());
+        }
         for (block, sum) in sums {
             if *seen.entry(block).or_insert(sum) != sum {
                 let at = block * Self::BLOCK_BYTES;
-                return Err(StoreError::Changed { how: format!("the bytes at {at} are not those read before") });
+                return Err(StoreError::Changed {
+                    how: format!("the bytes at {at} are not those read before"),
+                });
             }
         }
         Ok(())
@@ -52,47 +60,58 @@ impl Decorator for Verified {
     }
 
     fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<usize> {
-        let end = self.inner.len().min(offset.saturating_add(into.len() as u64));
+        let writes = self.writes.load(Ordering::SeqCst);
+        let length = self.inner.len();
+        let end = length.min(offset.saturating_add(into.len() as u64));
         if end <= offset {
             return Ok(0);
         }
         let whole = |at: u64| at.is_multiple_of(Self::BLOCK_BYTES);
-        if whole(offset) && (whole(end) || end == self.inner.len()) {
+        if whole(offset) && (whole(end) || end == length) {
             let got = self.inner.read_at(offset, into)?;
             // A short answer is its caller's business; what came of the last block is no block.
-            let checked = if offset + got as u64 == end { got } else { got - got % Self::BLOCK_BYTES as usize };
-            self.check(offset, &into[..checked])?;
+            let checked =
+                if offset + got as u64 == end { got } else { got - got % Self::BLOCK_BYTES as usize };
+            self.check(writes, offset, &into[..checked.min(into.len())])?;
             return Ok(got);
         }
         let start = offset - offset % Self::BLOCK_BYTES;
-        let stop = end.next_multiple_of(Self::BLOCK_BYTES).min(self.inner.len());
+        let stop = end.next_multiple_of(Self::BLOCK_BYTES).min(length);
         let mut blocks = vec![0; (stop - start) as usize];
         let got = self.inner.read_at(start, &mut blocks)? as u64;
         if start + got != stop {
             return Err(StoreError::Short { wanted: stop - start, got });
         }
-        self.check(start, &blocks)?;
+        self.check(writes, start, &blocks)?;
         let wanted = (end - offset) as usize;
         into[..wanted].copy_from_slice(&blocks[(offset - start) as usize..][..wanted]);
         Ok(wanted)
     }
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
-        self.forget(offset, bytes.len() as u64);
-        self.inner.write_at(offset, bytes)
+        let blocks =
+            offset / Self::BLOCK_BYTES..=offset.saturating_add(bytes.len() as u64) / Self::BLOCK_BYTES;
+        self.change(|| self.inner.write_at(offset, bytes), |seen| seen.retain(|b, _| !blocks.contains(b)))
     }
 
     fn set_len(&self, length: u64) -> Result<()> {
-        let old = self.inner.len();
-        self.forget(old.min(length), u64::MAX);
-        self.inner.set_len(length)
+        let first = self.inner.len().min(length) / Self::BLOCK_BYTES;
+        self.change(|| self.inner.set_len(length), |seen| seen.retain(|block, _| *block < first))
     }
 }
 
 impl Verified {
-    /// Forgets the blocks that a write of ours changes.
-    fn forget(&self, offset: u64, length: u64) {
-        let blocks = offset / Self::BLOCK_BYTES..=offset.saturating_add(length) / Self::BLOCK_BYTES;
-        self.seen().retain(|block, _| !blocks.contains(block));
+    /// Lets `write` change what `forget` forgets. Writes here go one after the other.
+    fn change(
+        &self,
+        write: impl FnOnce() -> Result<()>,
+        forget: impl FnOnce(&mut HashMap<u64, u64>),
+    ) -> Result<()> {
+        let _one = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        self.writes.fetch_add(1, Ordering::SeqCst);
+        forget(&mut self.seen());
+        let outcome = write();
+        self.writes.fetch_add(1, Ordering::SeqCst);
+        outcome
     }
 }

@@ -7,7 +7,7 @@ use xxhash_rust::xxh64::xxh64;
 use zstd::bulk::Compressor;
 use zstd::zstd_safe::CParameter;
 
-use super::seek_table::SeekTable;
+use super::seek_table::{FRAMES_MAX, SeekTable};
 
 /// How to pack.
 #[derive(Debug, Clone, Copy)]
@@ -50,6 +50,9 @@ pub struct Packed {
 /// Chunks that each thread has before it, so that none waits for another.
 const CHUNKS_PER_THREAD: usize = 4;
 
+/// More threads than this are not used.
+const THREADS_MAX: usize = 256;
+
 /// Packs all of `input` into `output`; `progress` is told the bytes read so far.
 ///
 /// Each chunk becomes a frame with a checksum of its own; the table holds their checksums too. The memory used is
@@ -82,15 +85,19 @@ pub fn pack(
     let chunk_bytes = options.chunk_bytes.get();
     let invalid = |what: String| io::Error::new(io::ErrorKind::InvalidInput, what);
     if chunk_bytes > PackOptions::CHUNK_BYTES_MAX {
-        return Err(invalid(format!("chunks of {chunk_bytes} bytes: at most {}", PackOptions::CHUNK_BYTES_MAX)));
+        return Err(invalid(format!(
+            "chunks of {chunk_bytes} bytes: at most {}",
+            PackOptions::CHUNK_BYTES_MAX
+        )));
     }
     let levels = zstd::compression_level_range();
     if !levels.contains(&options.level) {
         return Err(invalid(format!("level {}: zstd has {levels:?}", options.level)));
     }
-    let mut table = SeekTable::new();
+    let threads = options.threads.get().min(THREADS_MAX);
+    let mut table = SeekTable::default();
     let mut packed = Packed { bytes: 0, packed_bytes: 0, frames: 0 };
-    let mut batch = vec![Vec::new(); options.threads.get() * CHUNKS_PER_THREAD];
+    let mut batch = vec![Vec::new(); threads * CHUNKS_PER_THREAD];
     loop {
         let mut count = 0;
         for chunk in &mut batch {
@@ -100,9 +107,13 @@ pub fn pack(
             }
             count += 1;
         }
-        for (chunk, frame) in batch[..count].iter().zip(compress(&batch[..count], options)?) {
+        for (chunk, frame) in batch[..count].iter().zip(compress(&batch[..count], options.level, threads)?) {
+            if packed.frames >= FRAMES_MAX as usize {
+                return Err(invalid(format!("more than {FRAMES_MAX} chunks: use larger ones")));
+            }
             output.write_all(&frame)?;
-            table.push(frame.len() as u32, chunk.len() as u32, Some(xxh64(chunk, 0) as u32));
+            let checksum = Some(xxh64(chunk, 0) as u32);
+            table.push(frame.len() as u32, chunk.len() as u32, checksum).map_err(invalid)?;
             packed.bytes += chunk.len() as u64;
             packed.packed_bytes += frame.len() as u64;
             packed.frames += 1;
@@ -111,14 +122,6 @@ pub fn pack(
         if count < batch.len() {
             break;
         }
-    }
-    if packed.frames == 0 {
-        // So that an empty file, too, begins as a zstd file does.
-        let frame = Compressor::new(options.level)?.compress(&[])?;
-        output.write_all(&frame)?;
-        table.push(frame.len() as u32, 0, Some(xxh64(&[], 0) as u32));
-        packed.packed_bytes += frame.len() as u64;
-        packed.frames = 1;
     }
     let table = table.encode();
     output.write_all(&table)?;
@@ -134,10 +137,10 @@ fn read_chunk(input: &mut impl Read, chunk: &mut Vec<u8>, chunk_bytes: usize) ->
 }
 
 /// A frame of each chunk, in order, by several threads.
-fn compress(chunks: &[Vec<u8>], options: &PackOptions) -> io::Result<Vec<Vec<u8>>> {
-    let share = chunks.len().div_ceil(options.threads.get()).max(1);
+fn compress(chunks: &[Vec<u8>], level: i32, threads: usize) -> io::Result<Vec<Vec<u8>>> {
+    let share = chunks.len().div_ceil(threads).max(1);
     let compress_share = |chunks: &[Vec<u8>]| -> io::Result<Vec<Vec<u8>>> {
-        let mut compressor = Compressor::new(options.level)?;
+        let mut compressor = Compressor::new(level)?;
         compressor.set_parameter(CParameter::ChecksumFlag(true))?;
         chunks.iter().map(|chunk| compressor.compress(chunk)).collect()
     };

@@ -15,21 +15,24 @@ pub(super) const FOOTER_BYTES: u64 = 9;
 const DESCRIPTOR_CHECKSUMS: u8 = 0x80;
 const DESCRIPTOR_RESERVED: u8 = 0x7C;
 /// The specification's `ZSTD_SEEKABLE_MAXFRAMES`.
-const FRAMES_MAX: u32 = 0x0800_0000;
+pub(super) const FRAMES_MAX: u32 = 0x0800_0000;
+/// Entries read at a time.
+const ENTRIES_READ: u64 = 64 << 10;
 
-/// One frame.
+/// One frame that holds bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Frame {
+struct Frame {
     /// Where it begins in the file.
     packed_start: u64,
-    /// Where its bytes begin in the object.
-    start: u64,
+    packed_bytes: u32,
     /// The low half of the XXH64 of its bytes.
     checksum: Option<u32>,
+    /// Where its bytes begin in the object.
+    start: u64,
 }
 
 /// The frames of a file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct SeekTable {
     frames: Vec<Frame>,
     packed_end: u64,
@@ -38,7 +41,6 @@ pub(super) struct SeekTable {
 
 /// What the last bytes of a file say about its table.
 pub(super) struct Footer {
-    frame_count: u32,
     entry_bytes: u64,
     /// The whole table, with header and footer.
     pub(super) table_bytes: u64,
@@ -49,8 +51,11 @@ fn number(bytes: &[u8]) -> u32 {
 }
 
 impl Footer {
-    /// `None` if the file does not end as a seekable one does.
-    pub(super) fn parse(last: &[u8; FOOTER_BYTES as usize]) -> Option<Result<Footer, String>> {
+    /// Decodes the end of a file of `file_bytes`; `None` if it does not end as a seekable one does.
+    pub(super) fn parse(
+        last: &[u8; FOOTER_BYTES as usize],
+        file_bytes: u64,
+    ) -> Option<Result<Footer, String>> {
         if number(&last[5..]) != SEEKABLE_MAGIC {
             return None;
         }
@@ -63,44 +68,77 @@ impl Footer {
         }
         let entry_bytes = if descriptor & DESCRIPTOR_CHECKSUMS != 0 { 12 } else { 8 };
         let table_bytes = HEADER_BYTES + u64::from(frame_count) * entry_bytes + FOOTER_BYTES;
-        Some(Ok(Footer { frame_count, entry_bytes, table_bytes }))
+        // Before anything is allocated for it: the smallest frame there is has 8 bytes.
+        if table_bytes + u64::from(frame_count) * 8 > file_bytes {
+            return Some(Err(format!("it claims {frame_count} frames, and the file has {file_bytes} bytes")));
+        }
+        Some(Ok(Footer { entry_bytes, table_bytes }))
+    }
+}
+
+impl Footer {
+    /// Decodes the table that `read` gives piece by piece (offset in the table, length), or says what is wrong with it.
+    pub(super) fn read_table<E>(
+        &self,
+        mut read: impl FnMut(u64, usize) -> Result<Vec<u8>, E>,
+    ) -> Result<Result<SeekTable, String>, E> {
+        let header = read(0, HEADER_BYTES as usize)?;
+        if number(&header) != SKIPPABLE_MAGIC {
+            return Ok(Err("it does not begin where its length says".to_owned()));
+        }
+        let claimed = u64::from(number(&header[4..])) + HEADER_BYTES;
+        if claimed != self.table_bytes {
+            return Ok(Err(format!("its frame has {claimed} bytes and should have {}", self.table_bytes)));
+        }
+        let mut table = SeekTable::default();
+        let end = self.table_bytes - FOOTER_BYTES;
+        let mut at = HEADER_BYTES;
+        while at < end {
+            let piece = (ENTRIES_READ * self.entry_bytes).min(end - at);
+            for entry in read(at, piece as usize)?.chunks_exact(self.entry_bytes as usize) {
+                let checksum = (self.entry_bytes == 12).then(|| number(&entry[8..]));
+                if let Err(what) = table.push(number(entry), number(&entry[4..]), checksum) {
+                    return Ok(Err(what));
+                }
+            }
+            at += piece;
+        }
+        Ok(Ok(table))
     }
 }
 
 impl SeekTable {
-    /// A table to which frames are added.
-    pub(super) fn new() -> SeekTable {
-        SeekTable { frames: Vec::new(), packed_end: 0, end: 0 }
-    }
-
-    /// Adds the next frame.
-    pub(super) fn push(&mut self, packed_bytes: u32, bytes: u32, checksum: Option<u32>) {
-        self.frames.push(Frame { packed_start: self.packed_end, start: self.end, checksum });
+    /// Adds the next frame. One that holds no bytes (of the object) is only passed over.
+    pub(super) fn push(
+        &mut self,
+        packed_bytes: u32,
+        bytes: u32,
+        checksum: Option<u32>,
+    ) -> Result<(), String> {
+        // What zstd's own bound for incompressible data allows, and some room for headers (ZSTD_compressBound).
+        let most = u64::from(bytes) + u64::from(bytes) / 128 + (64 << 10);
+        if u64::from(packed_bytes) > most || (packed_bytes == 0 && bytes > 0) {
+            return Err(format!("it claims that {bytes} bytes are packed into {packed_bytes}"));
+        }
+        if self.frames.len() >= FRAMES_MAX as usize || self.frames.try_reserve(1).is_err() {
+            return Err("it has more frames than memory can hold".to_owned());
+        }
+        if bytes > 0 {
+            self.frames.push(Frame {
+                packed_start: self.packed_end,
+                packed_bytes,
+                checksum,
+                start: self.end,
+            });
+        }
         self.packed_end += u64::from(packed_bytes);
         self.end += u64::from(bytes);
+        Ok(())
     }
 
-    /// Decodes the table of a file of `file_bytes`, or says what is wrong with it.
-    pub(super) fn parse(footer: &Footer, table: &[u8], file_bytes: u64) -> Result<SeekTable, String> {
-        if number(table) != SKIPPABLE_MAGIC {
-            return Err("it does not begin where its length says".to_owned());
-        }
-        let claimed = u64::from(number(&table[4..])) + HEADER_BYTES;
-        if claimed != footer.table_bytes {
-            return Err(format!("its frame has {claimed} bytes and should have {}", footer.table_bytes));
-        }
-        let mut parsed = SeekTable::new();
-        let entries = &table[HEADER_BYTES as usize..table.len() - FOOTER_BYTES as usize];
-        parsed.frames.reserve_exact(footer.frame_count as usize);
-        for entry in entries.chunks_exact(footer.entry_bytes as usize) {
-            let checksum = (footer.entry_bytes == 12).then(|| number(&entry[8..]));
-            parsed.push(number(entry), number(&entry[4..]), checksum);
-        }
-        let described = parsed.packed_end + footer.table_bytes;
-        if described != file_bytes {
-            return Err(format!("it describes a file of {described} bytes and the file has {file_bytes}"));
-        }
-        Ok(parsed)
+    /// Where the last frame ends in the file.
+    pub(super) fn packed_end(&self) -> u64 {
+        self.packed_end
     }
 
     /// The bytes that end a seekable file.
@@ -112,9 +150,9 @@ impl SeekTable {
         let content = self.frames.len() as u64 * entry_bytes + FOOTER_BYTES;
         bytes.extend((content as u32).to_le_bytes());
         for (i, frame) in self.frames.iter().enumerate() {
-            let size = |r: Range<u64>| ((r.end - r.start) as u32).to_le_bytes();
-            bytes.extend(size(self.packed_range(i)));
-            bytes.extend(size(self.range(i)));
+            let range = self.range(i);
+            bytes.extend(frame.packed_bytes.to_le_bytes());
+            bytes.extend(((range.end - range.start) as u32).to_le_bytes());
             if let (true, Some(checksum)) = (checksums, frame.checksum) {
                 bytes.extend(checksum.to_le_bytes());
             }
@@ -137,7 +175,6 @@ impl SeekTable {
 
     /// The frame that holds a byte of the object.
     pub(super) fn frame_at(&self, offset: u64) -> usize {
-        // The last that begins at or before it: empty frames share their start with the one that holds the byte.
         self.frames.partition_point(|f| f.start <= offset).saturating_sub(1)
     }
 
@@ -148,7 +185,8 @@ impl SeekTable {
 
     /// The bytes of the file that a frame takes.
     pub(super) fn packed_range(&self, frame: usize) -> Range<u64> {
-        self.frames[frame].packed_start..self.frames.get(frame + 1).map_or(self.packed_end, |f| f.packed_start)
+        self.frames[frame].packed_start
+            ..self.frames.get(frame + 1).map_or(self.packed_end, |f| f.packed_start)
     }
 
     /// The checksum of a frame's bytes, if the table has any.
@@ -168,28 +206,38 @@ mod tests {
 
     #[test]
     fn frames_are_found_around_empty_ones() {
-        let mut table = SeekTable::new();
+        let mut table = SeekTable::default();
         for bytes in [10, 0, 0, 5, 0] {
-            table.push(3, bytes, None);
+            table.push(3, bytes, None).unwrap();
         }
-        assert_eq!(table.range(table.frame_at(9)), 0..10);
-        assert_eq!(table.range(table.frame_at(10)), 10..15);
-        assert_eq!(table.range(table.frame_at(14)), 10..15);
+        let at = |offset| (table.range(table.frame_at(offset)), table.packed_range(table.frame_at(offset)));
+        assert_eq!(at(9), (0..10, 0..3));
+        assert_eq!(at(10), (10..15, 9..12));
+        assert_eq!(at(14), (10..15, 9..12));
+        assert_eq!(table.packed_end(), 15);
     }
 
     #[test]
     fn what_is_encoded_is_parsed() {
         for checksum in [None, Some(7)] {
-            let mut table = SeekTable::new();
-            for i in 0..100 {
-                table.push(i, i * 2, checksum);
+            let mut table = SeekTable::default();
+            for i in 1..100 {
+                table.push(i, i * 2, checksum).unwrap();
             }
             let bytes = table.encode();
-            let file_bytes = table.packed_end + bytes.len() as u64;
             let last = bytes[bytes.len() - FOOTER_BYTES as usize..].try_into().unwrap();
-            let footer = Footer::parse(last).unwrap().unwrap();
+            let footer = Footer::parse(last, 1 << 20).unwrap().unwrap();
             assert_eq!(footer.table_bytes, bytes.len() as u64);
-            assert_eq!(SeekTable::parse(&footer, &bytes, file_bytes).unwrap(), table);
+            let read = |at: u64, length| Ok::<_, ()>(bytes[at as usize..][..length].to_vec());
+            assert_eq!(footer.read_table(read).unwrap().unwrap(), table);
         }
+    }
+
+    #[test]
+    fn impossible_frames_are_refused() {
+        let mut table = SeekTable::default();
+        assert!(table.push(u32::MAX, 1, None).is_err());
+        assert!(table.push(0, 1, None).is_err());
+        table.push(1 << 16, 0, None).unwrap();
     }
 }

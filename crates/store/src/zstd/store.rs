@@ -1,6 +1,6 @@
 //! A store that unpacks seekable zstd.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -14,6 +14,8 @@ use crate::{BackingStore, Result, StoreError, Transfer, Version};
 const FRAME_BYTES_MAX: u64 = 64 << 20;
 /// Unpacked frames kept for the next read, which often wants the rest of the same one.
 const KEPT_BYTES_MAX: usize = 4 << 20;
+/// What each of them costs beside its bytes, so that many small ones are not kept for nothing.
+const KEPT_OVERHEAD_BYTES: usize = 256;
 /// Packed bytes of neighbouring frames that are read in one request.
 const PACKED_READ_BYTES_MAX: u64 = 1 << 20;
 /// Idle decoders kept, each with its tables and a buffer.
@@ -28,6 +30,16 @@ pub struct ZstdStore {
     table: SeekTable,
     decoders: Mutex<Vec<Decoder>>,
     kept: Mutex<VecDeque<Arc<Unpacked>>>,
+    gate: Gate,
+}
+
+/// A frame that is being unpacked, and is there when the lock is free.
+type OnItsWay = Option<Arc<Unpacked>>;
+
+/// Whoever unpacks a frame for its parts: others that want parts of the same one wait for it.
+#[derive(Default)]
+struct Gate {
+    under_way: Mutex<HashMap<usize, Arc<Mutex<OnItsWay>>>>,
 }
 
 struct Decoder {
@@ -56,33 +68,10 @@ impl ZstdStore {
     /// [`StoreError::Unusable`] if it is no seekable zstd, or its table is damaged.
     pub fn open(packed: Arc<dyn BackingStore>) -> Result<ZstdStore> {
         let unusable = |reason: String| StoreError::Unusable { name: packed.name().to_owned(), reason };
-        let no_table = "an ordinary zstd file, without a seek table: nothing in it can be found without unpacking all \
-                        before it. Pack it anew: zstd -dc FILE | omnimap pack - NEW";
-        let damaged = |what: String| {
-            unusable(format!(
-                "the seek table is damaged: {what}. The frames may be sound: zstd -dc FILE | omnimap pack - NEW"
-            ))
-        };
-        let file_bytes = packed.len();
         if !Self::is_zstd(&*packed)? {
-            return Err(unusable("not a zstd file".to_owned()));
+            return Err(unusable("not a zstd file; --format plain maps its bytes as they are".to_owned()));
         }
-        let Some(footer_at) = file_bytes.checked_sub(FOOTER_BYTES) else {
-            return Err(unusable(no_table.to_owned()));
-        };
-        let mut last = [0; FOOTER_BYTES as usize];
-        read_exactly(&*packed, footer_at, &mut last)?;
-        let footer = match Footer::parse(&last) {
-            None => return Err(unusable(no_table.to_owned())),
-            Some(Err(what)) => return Err(damaged(what)),
-            Some(Ok(footer)) => footer,
-        };
-        let Some(table_at) = file_bytes.checked_sub(footer.table_bytes) else {
-            return Err(damaged(format!("it claims {} bytes and the file has {file_bytes}", footer.table_bytes)));
-        };
-        let mut table = vec![0; footer.table_bytes as usize];
-        read_exactly(&*packed, table_at, &mut table)?;
-        let table = SeekTable::parse(&footer, &table, file_bytes).map_err(damaged)?;
+        let table = read_table(&*packed)?.map_err(unusable)?;
         if table.longest() > FRAME_BYTES_MAX {
             return Err(unusable(format!(
                 "a frame of {} bytes: at most {FRAME_BYTES_MAX} can be mapped. Pack it anew with smaller chunks: \
@@ -90,7 +79,13 @@ impl ZstdStore {
                 table.longest()
             )));
         }
-        Ok(ZstdStore { packed, table, decoders: Mutex::default(), kept: Mutex::default() })
+        Ok(ZstdStore {
+            packed,
+            table,
+            decoders: Mutex::default(),
+            kept: Mutex::default(),
+            gate: Gate::default(),
+        })
     }
 
     /// Bytes of the packed file.
@@ -110,9 +105,10 @@ impl ZstdStore {
     fn keep(&self, unpacked: Arc<Unpacked>) {
         let mut kept = self.kept();
         kept.push_back(unpacked);
-        let mut bytes: usize = kept.iter().map(|u| u.bytes.len()).sum();
+        let cost = |u: &Arc<Unpacked>| u.bytes.len() + KEPT_OVERHEAD_BYTES;
+        let mut bytes: usize = kept.iter().map(cost).sum();
         while bytes > KEPT_BYTES_MAX && kept.len() > 1 {
-            bytes -= kept.pop_front().map_or(0, |u| u.bytes.len());
+            bytes -= kept.pop_front().as_ref().map_or(0, cost);
         }
     }
 
@@ -122,8 +118,11 @@ impl ZstdStore {
         let mut decoder = match taken {
             Some(decoder) => decoder,
             None => Decoder {
-                context: Decompressor::new()
-                    .map_err(|source| StoreError::Io { action: "making a zstd context", length: 0, source })?,
+                context: Decompressor::new().map_err(|source| StoreError::Io {
+                    action: "making a zstd context",
+                    length: 0,
+                    source,
+                })?,
                 packed: Vec::new(),
             },
         };
@@ -139,9 +138,18 @@ impl ZstdStore {
     }
 
     /// Unpacks `packed`, which is all of a frame, into `into`, which has its length.
-    fn unpack(&self, context: &mut Decompressor<'_>, frame: usize, packed: &[u8], into: &mut [u8]) -> Result<()> {
+    fn unpack(
+        &self,
+        context: &mut Decompressor<'_>,
+        frame: usize,
+        packed: &[u8],
+        into: &mut [u8],
+    ) -> Result<()> {
         let damaged = |what: String| StoreError::Corrupt {
-            what: format!("frame {frame}, bytes {:?} of the packed file: {what}", self.table.packed_range(frame)),
+            what: format!(
+                "frame {frame}, bytes {:?} of the packed file: {what}",
+                self.table.packed_range(frame)
+            ),
         };
         let got = context.decompress_to_buffer(packed, into).map_err(|e| damaged(e.to_string()))?;
         if got != into.len() {
@@ -173,7 +181,8 @@ impl ZstdStore {
                 read_exactly(&*self.packed, from, &mut decoder.packed)?;
                 for frame in next..=last {
                     let (packed, bytes) = (self.table.packed_range(frame), self.table.range(frame));
-                    let packed = &decoder.packed[(packed.start - from) as usize..(packed.end - from) as usize];
+                    let packed =
+                        &decoder.packed[(packed.start - from) as usize..(packed.end - from) as usize];
                     let (into, after) = rest.split_at_mut((bytes.end - bytes.start) as usize);
                     self.unpack(&mut decoder.context, frame, packed, into)?;
                     rest = after;
@@ -184,17 +193,28 @@ impl ZstdStore {
         })
     }
 
-    /// A frame of which a part is wanted: from among those kept, or unpacked and kept.
+    /// A frame of which a part is wanted: from among those kept, or unpacked, by one thread for all, and kept.
     fn read_kept(&self, frame: usize) -> Result<Arc<Unpacked>> {
-        if let Some(found) = self.kept().iter().find(|u| u.frame == frame) {
-            return Ok(found.clone());
+        let find = || self.kept().iter().find(|u| u.frame == frame).cloned();
+        if let Some(found) = find() {
+            return Ok(found);
+        }
+        let under_way = || self.gate.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = under_way().entry(frame).or_default().clone();
+        let mut unpacked = entry.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = unpacked.clone().or_else(find) {
+            return Ok(found);
         }
         let range = self.table.range(frame);
         let mut bytes = vec![0; (range.end - range.start) as usize];
-        self.read_whole(frame..frame + 1, &mut bytes)?;
-        let unpacked = Arc::new(Unpacked { frame, bytes });
-        self.keep(unpacked.clone());
-        Ok(unpacked)
+        let outcome = self.read_whole(frame..frame + 1, &mut bytes);
+        // Those who wait take it from here; who comes later, from among those kept, or begins anew.
+        under_way().remove(&frame);
+        outcome?;
+        let done = Arc::new(Unpacked { frame, bytes });
+        *unpacked = Some(done.clone());
+        self.keep(done.clone());
+        Ok(done)
     }
 }
 
@@ -247,6 +267,62 @@ impl BackingStore for ZstdStore {
         }
         Ok(at.saturating_sub(offset) as usize)
     }
+}
+
+/// The table of a file, or what is wrong with it.
+fn read_table(packed: &dyn BackingStore) -> Result<Result<SeekTable, String>> {
+    let no_table = || {
+        "an ordinary zstd file, without a seek table (or with its end missing): nothing in it can be found without \
+         unpacking all before it. Pack it anew: zstd -dc FILE | omnimap pack - NEW"
+            .to_owned()
+    };
+    let damaged = |what: String| {
+        format!(
+            "the seek table is damaged: {what}. The frames may be sound: zstd -dc FILE | omnimap pack - NEW"
+        )
+    };
+    let file_bytes = packed.len();
+    let Some(footer_at) = file_bytes.checked_sub(FOOTER_BYTES) else { return Ok(Err(no_table())) };
+    let mut last = [0; FOOTER_BYTES as usize];
+    read_exactly(packed, footer_at, &mut last)?;
+    let footer = match Footer::parse(&last, file_bytes) {
+        None => return Ok(Err(no_table())),
+        Some(Err(what)) => return Ok(Err(damaged(what))),
+        Some(Ok(footer)) => footer,
+    };
+    let table_at = file_bytes - footer.table_bytes;
+    let table = footer.read_table(|at, length| {
+        let mut bytes = vec![0; length];
+        read_exactly(packed, table_at + at, &mut bytes)?;
+        Ok::<_, StoreError>(bytes)
+    })?;
+    let table = match table {
+        Ok(table) => table,
+        Err(what) => return Ok(Err(damaged(what))),
+    };
+    let frames_end = skip_skippable(packed, table.packed_end(), table_at)?;
+    if frames_end != table_at {
+        let described = frames_end + footer.table_bytes;
+        return Ok(Err(damaged(format!(
+            "it describes a file of {described} bytes and the file has {file_bytes}"
+        ))));
+    }
+    Ok(Ok(table))
+}
+
+/// Passes over skippable frames that the table does not list, between the last that it lists and itself.
+fn skip_skippable(packed: &dyn BackingStore, mut at: u64, table_at: u64) -> Result<u64> {
+    const HEADER_BYTES: u64 = 8;
+    while at + HEADER_BYTES <= table_at {
+        let mut header = [0; HEADER_BYTES as usize];
+        read_exactly(packed, at, &mut header)?;
+        let number = u64::from_le_bytes(header);
+        if number & 0xFFFF_FFF0 != 0x184D_2A50 {
+            break;
+        }
+        at += HEADER_BYTES + (number >> 32);
+    }
+    Ok(at)
 }
 
 fn read_exactly(store: &dyn BackingStore, offset: u64, into: &mut [u8]) -> Result<()> {

@@ -39,9 +39,12 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
 }
 
 fn build() -> Result<PathBuf> {
-    let status = Command::new(env!("CARGO")).args(["build", "--release", "--quiet", "--package", "omnimap-cli"]).status()?;
+    let status = Command::new(env!("CARGO"))
+        .args(["build", "--release", "--quiet", "--package", "omnimap-cli"])
+        .status()?;
     ensure!(status.success(), "the command does not build");
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| crate::root().join("target"), PathBuf::from);
+    let target =
+        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| crate::root().join("target"), PathBuf::from);
     Ok(target.join("release/omnimap"))
 }
 
@@ -53,7 +56,11 @@ fn pack_toolchain(packed: &Path, bytes: u64) -> Result<u64> {
     let mut output = Vec::new();
     while left > 0 {
         // Again and again, where it is smaller than what is asked for.
-        let mut tar = Command::new("tar").args(["-cf", "-", sysroot.trim()]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+        let mut tar = Command::new("tar")
+            .args(["-cf", "-", sysroot.trim()])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()?;
         let got = tar.stdout.take().context("piped")?.take(left).read_to_end(&mut output)? as u64;
         let _ = tar.kill();
         tar.wait()?;

@@ -17,7 +17,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let directory = tempfile::tempdir_in(&arguments.directory)?;
     let path = directory.path().join("plain");
     write_random(&path, arguments.bytes)?;
-    let sum = |chunk: &[u8]| chunk.as_chunks::<8>().0.iter().fold(0u64, |s, w| s.wrapping_add(u64::from_ne_bytes(*w)));
+    let sum = |chunk: &[u8]| {
+        chunk.as_chunks::<8>().0.iter().fold(0u64, |s, w| s.wrapping_add(u64::from_ne_bytes(*w)))
+    };
     let mut sums = Vec::new();
     let ours = |advice: Advice| -> Result<(Duration, u64)> {
         drop_cached(&File::open(&path)?)?;

@@ -30,14 +30,17 @@ pub(super) fn gather(sources: &[PathBuf], wanted: u64, into: &Path) -> Result<Ga
     let sources = if sources.is_empty() { default_sources() } else { sources.to_vec() };
     let bar = progress::bytes("gathering", Some(wanted));
     let file = File::create(into).with_context(|| into.display().to_string())?;
-    let mut writer = Summing { output: BufWriter::new(file), block: Vec::with_capacity(BLOCK_BYTES), sums: Vec::new() };
+    let mut writer =
+        Summing { output: BufWriter::new(file), block: Vec::with_capacity(BLOCK_BYTES), sums: Vec::new() };
     let (mut bytes, mut files) = (0, 0);
     for source in &sources {
         visit(source, &mut |path| {
-            // What cannot be read is not for us.
-            let Ok(file) = File::open(path) else { return Ok(bytes < wanted) };
-            bytes += io::copy(&mut file.take(wanted - bytes), &mut writer)?;
-            files += 1;
+            if bytes >= wanted {
+                return Ok(false);
+            }
+            let copied = copy(path, wanted - bytes, &mut writer)?;
+            files += usize::from(copied > 0);
+            bytes += copied;
             bar.set_position(bytes);
             Ok(bytes < wanted)
         })
@@ -78,6 +81,19 @@ fn visit(path: &Path, work: &mut impl FnMut(&Path) -> io::Result<bool>) -> io::R
         }
     }
     Ok(true)
+}
+
+/// Copies at most `most` bytes of a file; what cannot be read is left out.
+fn copy(path: &Path, most: u64, writer: &mut impl Write) -> io::Result<u64> {
+    let Ok(file) = File::open(path) else { return Ok(0) };
+    let mut file = file.take(most);
+    let mut piece = vec![0; BLOCK_BYTES];
+    let mut copied = 0;
+    while let Ok(count @ 1..) = file.read(&mut piece) {
+        writer.write_all(&piece[..count])?;
+        copied += count as u64;
+    }
+    Ok(copied)
 }
 
 /// Writes, and takes the checksum of each block.

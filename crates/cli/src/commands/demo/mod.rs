@@ -82,14 +82,26 @@ impl Arguments {
 fn pack_file(plain: &Path, packed: &Path, length: u64) -> Result<u64> {
     let bar = progress::bytes("packing", Some(length));
     let file = File::create(packed)?;
-    let done = pack(File::open(plain)?, BufWriter::new(&file), &PackOptions::default(), |at| bar.set_position(at))?;
+    let done =
+        pack(File::open(plain)?, BufWriter::new(&file), &PackOptions::default(), |at| bar.set_position(at))?;
     file.sync_all()?;
     bar.finish_and_clear();
     Ok(done.packed_bytes)
 }
 
 fn print_table(output: &mut impl Write, rows: &[(&str, Figures)], bytes: u64, budget: u64) -> io::Result<()> {
-    let head = ["mapping", "size", "budget", "resident", "process", "faults", "fills", "in order", "at random", "SHA-256"];
+    let head = [
+        "mapping",
+        "size",
+        "budget",
+        "resident",
+        "process",
+        "faults",
+        "fills",
+        "in order",
+        "at random",
+        "SHA-256",
+    ];
     let mut table = vec![head.map(str::to_owned)];
     for (name, figures) in rows {
         let shown = |value: Option<u64>| value.map_or("-".to_owned(), size::show);
@@ -104,7 +116,11 @@ fn print_table(output: &mut impl Write, rows: &[(&str, Figures)], bytes: u64, bu
             count(figures.fills),
             format!("{}/s", size::show(figures.in_order_bytes_per_second)),
             format!("{}/s", size::show(figures.at_random_bytes_per_second)),
-            if figures.wrong_blocks == 0 { "equal".to_owned() } else { format!("{} DIFFER", figures.wrong_blocks) },
+            if figures.wrong_blocks == 0 {
+                "equal".to_owned()
+            } else {
+                format!("{} DIFFER", figures.wrong_blocks)
+            },
         ]);
     }
     let widths: Vec<usize> = (0..head.len())
@@ -116,7 +132,10 @@ fn print_table(output: &mut impl Write, rows: &[(&str, Figures)], bytes: u64, bu
         }
         writeln!(output)?;
     }
-    writeln!(output, "\nresident: the most memory that the mapping had, as the kernel counts it; process: the most that the")?;
+    writeln!(
+        output,
+        "\nresident: the most memory that the mapping had, as the kernel counts it; process: the most that the"
+    )?;
     writeln!(output, "process grew by meanwhile. Rates include SHA-256 of every byte read.")
 }
 

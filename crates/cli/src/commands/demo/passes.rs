@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use omnimap::Mapping;
 use omnimap::machine::KernelFile;
 use sha2::{Digest, Sha256};
@@ -31,6 +31,8 @@ const SAMPLE_TIME: Duration = Duration::from_millis(1);
 
 /// Something mapped, read block by block.
 pub(super) trait Blocks: Sync {
+    /// Length in bytes.
+    fn bytes(&self) -> u64;
     /// The checksum of a range's bytes.
     fn sum(&self, range: Range<u64>) -> Sum;
     /// Memory that the kernel counts for it alone.
@@ -40,6 +42,10 @@ pub(super) trait Blocks: Sync {
 }
 
 impl Blocks for Mapping {
+    fn bytes(&self) -> u64 {
+        self.len() as u64
+    }
+
     fn sum(&self, range: Range<u64>) -> Sum {
         Sha256::digest(&self[range.start as usize..range.end as usize]).into()
     }
@@ -55,6 +61,10 @@ impl Blocks for Mapping {
 }
 
 impl Blocks for KernelFile {
+    fn bytes(&self) -> u64 {
+        self.len()
+    }
+
     fn sum(&self, range: Range<u64>) -> Sum {
         let mut copy = vec![0; (range.end - range.start) as usize];
         let got = self.read_at(range.start, &mut copy);
@@ -71,7 +81,15 @@ impl Blocks for KernelFile {
 }
 
 /// Reads all in order, then half as much at random by several threads.
-pub(super) fn read(blocks: &dyn Blocks, gathered: &Gathered, threads: u64, name: &'static str) -> Result<Figures> {
+pub(super) fn read(
+    blocks: &dyn Blocks,
+    gathered: &Gathered,
+    threads: u64,
+    name: &'static str,
+) -> Result<Figures> {
+    if blocks.bytes() != gathered.bytes {
+        bail!("{} bytes where {} were gathered", blocks.bytes(), gathered.bytes);
+    }
     let before = process_bytes();
     let wrong = AtomicU64::new(0);
     let stop = AtomicBool::new(false);
@@ -88,6 +106,7 @@ pub(super) fn read(blocks: &dyn Blocks, gathered: &Gathered, threads: u64, name:
     let (check, stop) = (&check, &stop);
     let sampled = thread::scope(|scope| {
         let sampler = scope.spawn(move || sample(blocks, stop));
+        let stopping = Stopping(stop);
         let begin = Instant::now();
         (0..count).for_each(check);
         let in_order = begin.elapsed();
@@ -106,7 +125,7 @@ pub(super) fn read(blocks: &dyn Blocks, gathered: &Gathered, threads: u64, name:
             reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         }
         let at_random = begin.elapsed();
-        stop.store(true, Ordering::Relaxed);
+        drop(stopping);
         let sampled = sampler.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         Ok::<_, anyhow::Error>((sampled, in_order, at_random, each * threads.max(1)))
     });
@@ -123,6 +142,15 @@ pub(super) fn read(blocks: &dyn Blocks, gathered: &Gathered, threads: u64, name:
         at_random_bytes_per_second: rate(random_blocks * BLOCK_BYTES as u64, at_random),
         wrong_blocks: wrong.into_inner(),
     })
+}
+
+/// Ends the sampler, also when a reader panics.
+struct Stopping<'a>(&'a AtomicBool);
+
+impl Drop for Stopping<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// The greatest memory of the mapping and of the process, until `stop`.
