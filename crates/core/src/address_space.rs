@@ -65,11 +65,11 @@ impl AddressSpace {
         })
     }
 
-    /// Calls `work` with the view at an address, and the address as an offset in it, if there is one.
-    pub(crate) fn with_view(&self, address: Address, work: impl FnOnce(&dyn View, u64)) {
+    /// Calls `work` with what is placed at an address, and the address as an offset in it, if there is anything.
+    pub(crate) fn with_view(&self, address: Address, work: impl FnOnce(&Placed, u64)) {
         let views = read(&self.views);
         if let Some((placed, offset)) = find(&views, address) {
-            work(&*placed.view, offset);
+            work(placed, offset);
         }
     }
 }

@@ -2,11 +2,12 @@
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use omnimap_host::{FaultStream, Host, ProcessId};
-use omnimap_store::BackingStore;
+use omnimap_host::{FaultStream, Host, HostError, ProcessId};
+use omnimap_store::{BackingStore, Transfer};
 
 use crate::address_space::{AddressSpace, Placed, Reader};
 use crate::budget::Budget;
@@ -125,9 +126,13 @@ impl PageCache {
     pub fn open(&self, store: Arc<dyn BackingStore>) -> Result<Arc<MemoryObject>> {
         let inner = &self.inner;
         let refused = |e| Error::Host { object: store.name().into(), source: Arc::new(e) };
-        let memory = inner.host.create_memory(store.name(), store.len()).map_err(refused)?;
+        if !inner.made_in.is_current() {
+            return Err(Error::Forked { object: store.name().into() });
+        }
+        let length = store.len();
+        let memory = inner.host.create_memory(store.name(), length).map_err(refused)?;
         let id = ObjectId(inner.objects_made.fetch_add(1, Ordering::Relaxed));
-        let object = Arc::new(MemoryObject::new(id, store, memory, inner.clone()));
+        let object = Arc::new(MemoryObject::new(id, store, length, memory, inner.clone()));
         write(&inner.objects).insert(id, Arc::downgrade(&object));
         tracing::debug!(object = object.name(), bytes = object.len(), "opened");
         Ok(object)
@@ -139,6 +144,9 @@ impl PageCache {
     ///
     /// # Errors
     /// If the range is not inside the object, or the machine refuses.
+    ///
+    /// # Panics
+    /// If the object is of another cache.
     pub fn map(
         self: &Arc<Self>,
         object: &Arc<MemoryObject>,
@@ -148,6 +156,10 @@ impl PageCache {
     ) -> Result<MappedView> {
         let inner = &self.inner;
         let name = || object.name.clone();
+        assert!(Arc::ptr_eq(&object.cache, inner), "an object is mapped through the cache that opened it");
+        if !inner.made_in.is_current() {
+            return Err(Error::Forked { object: name() });
+        }
         if offset.checked_add(length).is_none_or(|end| end > object.length) {
             return Err(Error::OutOfRange { object: name(), offset, length, end: object.length });
         }
@@ -158,12 +170,14 @@ impl PageCache {
         let view = if length == 0 {
             None // There is nothing to touch.
         } else {
+            inner.workers.start(inner).map_err(|source| {
+                object.host_error(HostError::Call { call: "starting a thread for faults", source })
+            })?;
             let start = inner.page.bytes_of(pages).start;
             let view = object.memory.map(start, offset - start + length).map_err(|e| object.host_error(e))?;
             object.add_view(view.clone(), pages);
             let (object, reader) = (object.clone(), reader.clone());
             inner.space.insert(Placed { view: view.clone(), object, pages, reader });
-            inner.workers.start(inner);
             Some(view)
         };
         Ok(MappedView::new(self.clone(), object.clone(), view, offset, length, reader))
@@ -171,10 +185,7 @@ impl PageCache {
 
     /// Figures of all objects together since the cache was made.
     pub fn stats(&self) -> Stats {
-        Stats {
-            pages_resident: self.inner.budget.pages() - self.inner.budget.free(),
-            ..self.inner.counters.stats()
-        }
+        Stats { pages_resident: self.inner.budget.resident(), ..self.inner.counters.stats() }
     }
 
     /// The budget in bytes, in whole pages.
@@ -228,27 +239,38 @@ impl Inner {
         (FILL_BYTES_MAX / self.page.bytes()).min(self.budget.pages() / FILL_BUDGET_SHARE).max(1)
     }
 
+    /// How the store's transfers are best made.
+    pub(crate) fn transfer(&self, object: &MemoryObject) -> Transfer {
+        catch_unwind(AssertUnwindSafe(|| object.store.transfer())).unwrap_or_default()
+    }
+
     /// The pages of the store's chunk around a page, as far as one fill takes them.
     pub(crate) fn chunk_pages(&self, object: &MemoryObject, page: PageIndex) -> PageRange {
         let start = page.0 * self.page.bytes();
-        let chunk = object.store.chunk_at(start);
+        // The store's code: one that panics has no chunks.
+        let chunk =
+            catch_unwind(AssertUnwindSafe(|| object.store.chunk_at(start))).unwrap_or(start..start + 1);
         let inside = self.page.pages_inside(chunk.start..chunk.end);
         let end = if chunk.end >= object.length { object.all_pages().end } else { inside.end };
         let pages = PageRange { start: inside.start.min(page), end: end.max(page.next()) };
         pages.part_around(page, self.fill_pages_max())
     }
 
-    /// Lets the raw ones among the waiters try again, and notes how long they waited.
+    /// Lets the waiters that do not sleep on the transit itself know that it is over.
     pub(crate) fn wake(&self, object: &MemoryObject, waiters: &[Waiter]) {
         for waiter in waiters {
-            if let Waiter::Raw { address, since, .. } = waiter {
-                let waited = since.elapsed();
-                object.counters.waiting.record(waited);
-                self.counters.waiting.record(waited);
-                if let Err(error) = self.faults.wake(*address, self.page.bytes()) {
-                    tracing::error!(%address, %error, "a thread cannot be woken; aborting");
-                    std::process::abort();
+            match waiter {
+                Waiter::Raw { address, since, .. } => {
+                    let waited = since.elapsed();
+                    object.counters.waiting.record(waited);
+                    self.counters.waiting.record(waited);
+                    if let Err(error) = self.faults.wake(*address, self.page.bytes()) {
+                        tracing::error!(%address, %error, "a thread cannot be woken; aborting");
+                        std::process::abort();
+                    }
                 }
+                Waiter::Prefetch { pieces, .. } => pieces.one_done(),
+                Waiter::Checked { .. } => {}
             }
         }
     }

@@ -2,11 +2,12 @@
 //! used, punching holes.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::cache::Inner;
 use crate::object::MemoryObject;
 use crate::page_state::{PageState, Transition};
-use crate::replacement::{CachedPage, Step};
+use crate::replacement::{CachedPage, Queue, Step};
 use crate::stats::Counter;
 use crate::sync::lock;
 use crate::transit::{Outcome, Transit};
@@ -14,6 +15,10 @@ use crate::units::{PageIndex, PageRange};
 
 /// With more views than this of one object, asking each which pages were used costs more than it brings.
 const VIEWS_ASKED_MAX: usize = 8;
+/// Entries of pages that are gone which the queues may have, where the budget is smaller.
+const STALE_MAX: usize = 1024;
+/// The most pages evicted in one go when somebody asks for it.
+const EVICTED_TOGETHER_MAX: u64 = 1024;
 /// Pages looked at together.
 const BATCH_PAGES_MAX: u64 = 64;
 
@@ -39,17 +44,19 @@ impl Inner {
     /// Takes `wanted` pages of the budget, evicting for them; fewer, but at least `least`, if there is no more to be had
     /// without waiting. Waits for `least` until the time limit of a fill; then the answer is 0.
     pub(crate) fn make_room(&self, wanted: u64, least: u64) -> u64 {
+        let deadline = Instant::now() + self.options.fill_time_max;
         let mut taken = 0;
         loop {
-            let (more, moment) = self.budget.take(wanted - taken);
+            let (more, not_free, moment) = self.budget.take(wanted - taken);
             taken += more;
-            if taken == wanted || self.evict(wanted - taken) == 0 {
-                if taken >= least.min(wanted) {
-                    return taken;
-                }
-                if !self.budget.wait(moment, self.options.fill_time_max) {
-                    return taken;
-                }
+            if taken == wanted {
+                return taken;
+            }
+            if not_free > 0 && self.evict(not_free) > 0 {
+                continue;
+            }
+            if taken >= least || !self.budget.wait(moment, deadline) {
+                return taken;
             }
         }
     }
@@ -89,6 +96,23 @@ impl Inner {
             }
         }
     }
+
+    /// Notes that the queues have entries of pages that are gone, and clears them out when there are many.
+    pub(crate) fn note_stale(&self, pages: u64) {
+        let all = {
+            let mut replacement = lock(&self.replacement);
+            replacement.note_stale(pages as usize);
+            if replacement.stale() <= (self.budget.pages() as usize).max(STALE_MAX) {
+                return;
+            }
+            replacement.take_all()
+        };
+        for (queue, pages) in all {
+            self.for_runs(pages, |object, run| object.requeue(run, queue));
+        }
+        // Whoever found the queues empty meanwhile looks again.
+        self.budget.evictable();
+    }
 }
 
 impl MemoryObject {
@@ -106,7 +130,7 @@ impl MemoryObject {
         let mut replacement = lock(&self.cache.replacement);
         for page in run.iter() {
             pages.table.set_read(page, false);
-            replacement.probation(CachedPage { object: self.id, page });
+            replacement.put(Queue::Probation, CachedPage { object: self.id, page });
         }
     }
 
@@ -157,7 +181,7 @@ impl MemoryObject {
             if used || pages.table.is_pinned(page) {
                 if by_queue {
                     self.count(Counter::pages_spared, 1);
-                    lock(&self.cache.replacement).insert(CachedPage { object: self.id, page });
+                    lock(&self.cache.replacement).put(Queue::Fresh, CachedPage { object: self.id, page });
                 }
                 continue;
             }
@@ -192,12 +216,31 @@ impl MemoryObject {
             .collect();
         let mut evicted = 0;
         for run in resident {
-            let unused = vec![false; run.count() as usize];
-            for (part, transit) in self.begin_eviction(run, &unused, Spare::Pinned, Chosen::ByCaller) {
-                evicted += self.finish_eviction(part, &transit);
+            let mut start = run.start.0;
+            while start < run.end.0 {
+                let part = PageRange::new(start, run.end.0.min(start + EVICTED_TOGETHER_MAX));
+                let unused = vec![false; part.count() as usize];
+                for (part, transit) in self.begin_eviction(part, &unused, Spare::Pinned, Chosen::ByCaller) {
+                    evicted += self.finish_eviction(part, &transit);
+                }
+                start = part.end.0;
             }
         }
+        self.cache.note_stale(evicted);
         evicted
+    }
+
+    /// Puts those of some pages back into a queue that are still there.
+    fn requeue(&self, run: PageRange, queue: Queue) {
+        let mut pages = self.pages();
+        let mut replacement = lock(&self.cache.replacement);
+        for page in run.iter() {
+            if pages.table.state(page) == PageState::Clean {
+                replacement.put(queue, CachedPage { object: self.id, page });
+            } else {
+                pages.table.set_queued(page, false);
+            }
+        }
     }
 
     fn finish_eviction(&self, part: PageRange, transit: &Arc<Transit>) -> u64 {

@@ -38,6 +38,11 @@ impl Fill {
         Fill { object, transit, range, reserved: 0, ended: false }
     }
 
+    /// The pages that it will fill, if there is room for all.
+    pub(crate) fn range(&self) -> PageRange {
+        self.range
+    }
+
     /// What a waiter in another thread waits on.
     pub(crate) fn transit(&self) -> Arc<Transit> {
         self.transit.clone()
@@ -107,7 +112,9 @@ impl Fill {
             }
             Err(error) => return Err(Cause::Store(Arc::new(error))),
         }
-        object.memory.fill(bytes.start, &buffer[..wanted]).map_err(|error| {
+        // What lies behind the object's end in its last page is zeros.
+        buffer[wanted..].fill(0);
+        object.memory.fill(bytes.start, &buffer).map_err(|error| {
             // Some of the pages may be there: they must not be taken for holes, or be found by anybody.
             if object.memory.punch(bytes.start, bytes.end - bytes.start).is_err() {
                 tracing::error!(object = %object.name, "memory that was filled in part cannot be emptied; aborting");
@@ -141,14 +148,14 @@ impl Fill {
         self.range = keep;
         let surplus = self.reserved.saturating_sub(keep.count());
         self.reserved -= surplus;
-        object.cache.budget.release(surplus);
+        object.cache.budget.give_up(surplus);
         object.cache.wake(&object, &waiters);
     }
 
     fn arrive(&mut self, whom: For) -> Resolution {
         self.ended = true;
-        // The pages hold it now.
-        self.reserved = 0;
+        // The pages hold it from now on, and may be evicted as soon as they are published.
+        self.object.cache.budget.arrived(std::mem::take(&mut self.reserved));
         let object = &self.object;
         let bytes = object.cache.page.bytes_of(self.range);
         let bytes = bytes.end.min(object.length) - bytes.start;
@@ -177,15 +184,15 @@ impl Fill {
         self.ended = true;
         let outcome = Outcome::Failed(cause.clone());
         let (waiters, _) = self.object.end_transit(&self.transit, Transition::FillFailed, outcome);
-        self.object.cache.budget.release(std::mem::take(&mut self.reserved));
-        self.object.fail_raw(&waiters, &cause);
+        self.object.cache.budget.give_up(std::mem::take(&mut self.reserved));
+        self.object.fail_raw(&waiters, |offset| self.object.error_at(offset, cause.clone()));
         cause
     }
 
     fn abandon(&mut self) {
         self.ended = true;
         let (waiters, _) = self.object.end_transit(&self.transit, Transition::FillAbandoned, Outcome::Retry);
-        self.object.cache.budget.release(std::mem::take(&mut self.reserved));
+        self.object.cache.budget.give_up(std::mem::take(&mut self.reserved));
         self.object.cache.wake(&self.object, &waiters);
     }
 }

@@ -2,9 +2,13 @@
 
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
+use omnimap_host::SignalsBlocked;
+
+use crate::address_space::Reader;
 use crate::cache::Inner;
 use crate::fill::{Fill, For};
 use crate::object::MemoryObject;
@@ -115,8 +119,14 @@ impl Inner {
         self.submit(Job::Waiter(fill, page));
     }
 
-    /// Fetches pages that somebody will probably want, if there is capacity for it.
-    pub(crate) fn fill_ahead(self: &Arc<Self>, object: &Arc<MemoryObject>, range: PageRange) {
+    /// Fetches pages that a reader will probably want, as far as there is capacity for it; the reader's streams are told
+    /// if that is less.
+    pub(crate) fn fill_ahead(
+        self: &Arc<Self>,
+        object: &Arc<MemoryObject>,
+        range: PageRange,
+        reader: &Reader,
+    ) {
         let piece_pages = self.piece_pages(object);
         let mut start = range.start;
         while start < range.end {
@@ -124,6 +134,7 @@ impl Inner {
             let end = PageIndex((start.0 + piece_pages) / piece_pages * piece_pages);
             let piece = PageRange { start, end: end.min(range.end) };
             if !self.fillers.begin_ahead(piece.count() * self.page.bytes()) {
+                lock(&reader.streams).fell_short(range.end, start);
                 return;
             }
             self.submit(Job::Ahead(object.clone(), piece));
@@ -133,7 +144,7 @@ impl Inner {
 
     /// Lets as many threads as help work on the pieces of a prefetch.
     pub(crate) fn fill_pieces(self: &Arc<Self>, pieces: &Arc<Pieces>, object: &MemoryObject) {
-        let threads = object.store.transfer().in_flight_max.get().min(self.fillers.threads_max);
+        let threads = self.transfer(object).in_flight_max.get().min(self.fillers.threads_max);
         for _ in 0..threads.min(pieces.left()) {
             self.submit(Job::Prefetch(pieces.clone()));
         }
@@ -141,7 +152,7 @@ impl Inner {
 
     /// Pages that are best fetched in one transfer when more are wanted.
     pub(crate) fn piece_pages(&self, object: &MemoryObject) -> u64 {
-        let preferred = object.store.transfer().preferred_bytes.get() as u64 / self.page.bytes();
+        let preferred = self.transfer(object).preferred_bytes.get() as u64 / self.page.bytes();
         preferred.clamp(1, self.fill_pages_max())
     }
 
@@ -165,9 +176,14 @@ impl Inner {
             return;
         }
         let inner = self.clone();
+        let _blocked = SignalsBlocked::new();
         let work = move || {
             while let Some(job) = inner.fillers.next_job() {
-                inner.perform(job);
+                // Whoever waits for the job would do so for ever.
+                if catch_unwind(AssertUnwindSafe(|| inner.perform(job))).is_err() {
+                    tracing::error!("a panic while pages were filled; aborting");
+                    std::process::abort();
+                }
             }
         };
         if let Err(error) = thread::Builder::new().name("omnimap-fill".to_owned()).spawn(work) {
@@ -187,14 +203,21 @@ impl Inner {
             // Whoever waits has been told the outcome; for readahead nobody asks.
             Job::Waiter(fill, page) => drop(fill.run(For::Waiter(page))),
             Job::Ahead(object, range) => {
-                while let Some(fill) = object.claim_absent(range) {
+                let mut rest = range;
+                while let Some((fill, after)) = object.claim_absent(rest) {
+                    rest = after;
                     if fill.run(For::Later).is_err() {
                         break;
                     }
                 }
                 self.fillers.ahead_bytes.fetch_sub(range.count() * self.page.bytes(), Ordering::Relaxed);
             }
-            Job::Prefetch(pieces) => pieces.fetch_all(),
+            // A piece at a time, so that what is urgent comes between.
+            Job::Prefetch(pieces) => {
+                if pieces.fetch_one() {
+                    self.submit(Job::Prefetch(pieces));
+                }
+            }
         }
     }
 
@@ -205,7 +228,7 @@ impl Inner {
             Job::Ahead(_, range) => {
                 self.fillers.ahead_bytes.fetch_sub(range.count() * self.page.bytes(), Ordering::Relaxed);
             }
-            Job::Prefetch(pieces) => pieces.fetch_all(),
+            Job::Prefetch(pieces) => while pieces.fetch_one() {},
         }
     }
 }

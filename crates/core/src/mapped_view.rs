@@ -75,6 +75,9 @@ impl MappedView {
 
     /// Figures of the object since it was opened.
     pub fn stats(&self) -> Stats {
+        if !self.object.cache.made_in.is_current() {
+            return Stats::default(); // Of a child, which has nothing of it.
+        }
         let pages_resident = self.object.pages().table.resident_count();
         Stats { pages_resident, ..self.object.counters.stats() }
     }
@@ -235,7 +238,8 @@ impl MappedView {
         let end = plan.now.end.max(wanted.end);
         let now = PageRange { start: plan.now.start, end }.part_around(page, inner.fill_pages_max());
         self.object.count(Counter::checked_pages_waited, 1);
-        inner.fill_ahead(&self.object, PageRange::new(plan.ahead.start.0.max(now.end.0), plan.ahead.end.0));
+        let ahead = PageRange::new(plan.ahead.start.0.max(now.end.0), plan.ahead.end.0);
+        inner.fill_ahead(&self.object, ahead, &self.reader);
         let outcome = loop {
             let transit = match self.object.claim(page, now, Some(Waiter::Checked { page })) {
                 Claim::Resident => break Ok(()),
@@ -263,9 +267,10 @@ impl MappedView {
 
     /// Keeps ahead of a reader that needs no faults to be known.
     fn read_ahead(&self, pages: PageRange) {
-        let ahead = lock(&self.reader.streams).on_read(pages, &self.bounds(pages.start));
+        let bounds = self.bounds(pages.start);
+        let ahead = lock(&self.reader.streams).on_read(pages, &bounds);
         if !ahead.is_empty() {
-            self.object.cache.fill_ahead(&self.object, ahead);
+            self.object.cache.fill_ahead(&self.object, ahead, &self.reader);
         }
     }
 }
@@ -273,6 +278,9 @@ impl MappedView {
 impl Drop for MappedView {
     fn drop(&mut self) {
         if let Some(view) = self.view.take() {
+            if !self.object.cache.made_in.is_current() {
+                return; // Not the child's, and locks may be held by threads that are not here.
+            }
             self.object.remove_view(view.start());
             // The last two references go here and now: the range is unmapped when this returns.
             drop(self.object.cache.space.remove(view.start()));
@@ -289,7 +297,7 @@ struct Pinned<'a> {
 
 impl Drop for Pinned<'_> {
     fn drop(&mut self) {
-        if !self.range.is_empty() {
+        if !self.range.is_empty() && self.object.cache.made_in.is_current() {
             self.object.unpin(self.range);
         }
     }

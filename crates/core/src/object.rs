@@ -1,6 +1,7 @@
 //! A paged memory object: a store, the memory that holds its resident pages, and the state of each page.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -12,7 +13,8 @@ use crate::error::{Error, Result};
 use crate::fill::Fill;
 use crate::page_state::{PageState, Transition};
 use crate::page_table::PageTable;
-use crate::replacement::{CachedPage, ObjectId};
+use crate::prefetch::Pieces;
+use crate::replacement::{CachedPage, ObjectId, Queue};
 use crate::stats::{Counter, Counters, count};
 use crate::sync::{Mutex, MutexGuard, RwLock, lock, read, write};
 use crate::transit::{Cause, Outcome, Transit, Waiter};
@@ -45,7 +47,14 @@ pub(crate) struct Pages {
     pub(crate) transits: Vec<Arc<Transit>>,
     pins: HashMap<PageIndex, u32>,
     /// Addresses (of pages) that raise SIGBUS until that is taken back.
-    pub(crate) poisoned: HashMap<PageIndex, Vec<Address>>,
+    pub(crate) poisoned: HashMap<PageIndex, Vec<Poisoned>>,
+}
+
+/// An address (of a page) whose accesses raise SIGBUS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Poisoned {
+    address: Address,
+    since: Instant,
 }
 
 impl Pages {
@@ -72,14 +81,24 @@ impl Pages {
         self.transits.swap_remove(at.expect("a transit is in the list until it ends"));
     }
 
-    pub(crate) fn take_poisoned(&mut self, range: PageRange) -> Vec<Address> {
+    fn poison(&mut self, waiters: &[Waiter]) {
+        for waiter in waiters {
+            if let Waiter::Raw { address, page, .. } = waiter {
+                let poisoned = Poisoned { address: *address, since: Instant::now() };
+                self.poisoned.entry(*page).or_default().push(poisoned);
+            }
+        }
+    }
+
+    fn is_poisoned(&self, page: PageIndex, address: Address) -> bool {
+        self.poisoned.get(&page).is_some_and(|all| all.iter().any(|p| p.address == address))
+    }
+
+    fn take_poisoned(&mut self, range: PageRange) -> Vec<Poisoned> {
         if self.poisoned.is_empty() {
             return Vec::new();
         }
-        self.poisoned
-            .extract_if(|page, _| range.contains(*page))
-            .flat_map(|(_, addresses)| addresses)
-            .collect()
+        self.poisoned.extract_if(|page, _| range.contains(*page)).flat_map(|(_, poisoned)| poisoned).collect()
     }
 }
 
@@ -97,13 +116,14 @@ impl MemoryObject {
     pub(crate) fn new(
         id: ObjectId,
         store: Arc<dyn BackingStore>,
+        length: u64,
         memory: Arc<dyn Memory>,
         cache: Arc<Inner>,
     ) -> MemoryObject {
         MemoryObject {
             id,
             name: store.name().into(),
-            length: store.len(),
+            length,
             store,
             memory,
             cache,
@@ -186,7 +206,7 @@ impl MemoryObject {
             PageState::Filling | PageState::Evicting => {
                 let transit = pages.transits.iter().find(|t| t.covers(page));
                 let transit = transit.expect("a page in transit has one").clone();
-                transit.lock().waiters.extend(waiter);
+                transit.lock().join(waiter);
                 Claim::Joined(transit)
             }
             PageState::Absent | PageState::Failed => {
@@ -204,25 +224,37 @@ impl MemoryObject {
         }
     }
 
-    /// As [`claim`](Self::claim), for whoever does not wait: the first pages of `window` that nobody has or fetches.
-    pub(crate) fn claim_absent(self: &Arc<Self>, window: PageRange) -> Option<Fill> {
-        let first = {
-            let pages = self.pages();
-            window.iter().find(|p| pages.table.state(*p).is_fillable())?
-        };
-        match self.claim(first, PageRange { start: first, end: window.end }, None) {
-            Claim::Mine(fill) => Some(fill),
-            // Somebody was faster; what comes after is looked at again by the caller's next call.
-            Claim::Resident | Claim::Joined(_) => {
-                self.claim_absent(PageRange { start: first.next(), end: window.end })
+    /// As [`claim`](Self::claim), for whoever does not wait: the first pages of `window` that nobody has or fetches, and
+    /// what of the window comes after them.
+    pub(crate) fn claim_absent(self: &Arc<Self>, mut window: PageRange) -> Option<(Fill, PageRange)> {
+        loop {
+            let first = {
+                let pages = self.pages();
+                window.iter().find(|p| pages.table.state(*p).is_fillable())?
+            };
+            window.start = first;
+            if let Claim::Mine(fill) = self.claim(first, window, None) {
+                let rest = PageRange { start: fill.range().end, end: window.end };
+                return Some((fill, rest));
             }
+            // Somebody was faster.
+            window.start = first.next();
         }
     }
 
-    /// The fills and evictions under way in a range.
-    pub(crate) fn transits_in(&self, range: PageRange) -> Vec<Arc<Transit>> {
+    /// Lets a prefetch know when the fills and evictions that are under way in a range are over; gives their number.
+    pub(crate) fn join_transits(&self, range: PageRange, pieces: &Arc<Pieces>) -> usize {
         let pages = self.pages();
-        pages.transits.iter().filter(|t| !t.lock().range.intersect(range).is_empty()).cloned().collect()
+        let mut joined = 0;
+        for transit in &pages.transits {
+            let mut state = transit.lock();
+            let both = state.range.intersect(range);
+            if !both.is_empty() {
+                state.waiters.push(Waiter::Prefetch { page: both.start, pieces: pieces.clone() });
+                joined += 1;
+            }
+        }
+        joined
     }
 
     /// Pins the pages from `start` on that are in memory, at most up to `end`.
@@ -257,11 +289,7 @@ impl MemoryObject {
     }
 
     /// Calls `work` with each view of some of the pages: the view, the pages, and their bytes within the view.
-    pub(crate) fn for_views(
-        &self,
-        range: PageRange,
-        mut work: impl FnMut(&dyn View, PageRange, std::ops::Range<u64>),
-    ) {
+    pub(crate) fn for_views(&self, range: PageRange, mut work: impl FnMut(&dyn View, PageRange, Range<u64>)) {
         for view in read(&self.views).iter() {
             let part = view.pages.intersect(range);
             if !part.is_empty() {
@@ -277,35 +305,51 @@ impl MemoryObject {
     }
 
     /// Lets accesses at these addresses fault again instead of failing.
-    pub(crate) fn clear_poison(&self, addresses: &[Address]) {
-        for address in addresses {
-            self.cache.space.with_view(*address, |view, offset| {
-                if let Err(error) = view.clear_failure(offset..offset + self.cache.page.bytes()) {
-                    tracing::warn!(object = %self.name, %error, "a failed page could not be made accessible again");
+    pub(crate) fn clear_poison(&self, poisoned: &[Poisoned]) {
+        for Poisoned { address, .. } in poisoned {
+            self.with_page_at(*address, |view, bytes, _| self.clear_failure(view, bytes));
+        }
+    }
+
+    fn clear_failure(&self, view: &dyn View, bytes: Range<u64>) {
+        if let Err(error) = view.clear_failure(bytes) {
+            tracing::warn!(object = %self.name, %error, "a failed page could not be made accessible again");
+        }
+    }
+
+    /// Calls `work` with the view and the page at an address, if it still shows this object.
+    fn with_page_at(&self, address: Address, work: impl FnOnce(&dyn View, Range<u64>, PageIndex)) {
+        self.cache.space.with_view(address, |placed, offset| {
+            if placed.object.id == self.id {
+                let page_bytes = self.cache.page.bytes();
+                let page = PageIndex(placed.pages.start.0 + offset / page_bytes);
+                work(&*placed.view, offset..offset + page_bytes, page);
+            }
+        });
+    }
+
+    /// Makes the accesses of these waiters, which stand among the poisoned, fail, and lets them find out.
+    pub(crate) fn fail_raw(&self, waiters: &[Waiter], error: impl Fn(u64) -> Error) {
+        for waiter in waiters {
+            let Waiter::Raw { address, page, .. } = waiter else { continue };
+            self.count(Counter::faults_failed, 1);
+            let why = error(page.0 * self.cache.page.bytes()).to_string();
+            self.with_page_at(*address, |view, bytes, there| {
+                if there != *page {
+                    return; // Mapped anew meanwhile.
+                }
+                if let Err(error) = view.fail(bytes.clone(), &why) {
+                    // The thread would wait for ever, and without a word: dying with one is better.
+                    tracing::error!(object = %self.name, why, %error, "a page failed and cannot be marked; aborting");
+                    std::process::abort();
+                }
+                // Somebody may have begun to fill it again between the failure and this.
+                if !self.pages().is_poisoned(*page, *address) {
+                    self.clear_failure(view, bytes);
                 }
             });
         }
-    }
-
-    /// Makes the accesses of these waiters fail, and lets them find out.
-    pub(crate) fn fail_raw(&self, waiters: &[Waiter], cause: &Cause) {
-        for waiter in waiters {
-            let Waiter::Raw { address, page, .. } = waiter else { continue };
-            let offset = page.0 * self.cache.page.bytes();
-            self.count(Counter::faults_failed, 1);
-            self.fail_address(*address, &self.error_at(offset, cause.clone()).to_string());
-        }
         self.cache.wake(self, waiters);
-    }
-
-    pub(crate) fn fail_address(&self, address: Address, why: &str) {
-        self.cache.space.with_view(address, |view, offset| {
-            if let Err(error) = view.fail(offset..offset + self.cache.page.bytes(), why) {
-                // The thread would wait for ever, and without a word: dying with one is better.
-                tracing::error!(object = %self.name, why, %error, "a page failed and cannot be marked; aborting");
-                std::process::abort();
-            }
-        });
     }
 
     /// Turns pages that a fill had claimed into absent ones, and gives back who waited for them.
@@ -314,7 +358,7 @@ impl MemoryObject {
         transit: &Arc<Transit>,
         transition: Transition,
         outcome: Outcome,
-    ) -> (Vec<Waiter>, Vec<Address>) {
+    ) -> (Vec<Waiter>, Vec<Poisoned>) {
         let mut pages = self.pages();
         pages.remove_transit(transit);
         let mut state = transit.lock();
@@ -323,7 +367,7 @@ impl MemoryObject {
             let after = pages.table.apply(page, transition);
             if after == PageState::Clean && !pages.table.is_queued(page) {
                 pages.table.set_queued(page, true);
-                lock(&self.cache.replacement).insert(CachedPage { object: self.id, page });
+                lock(&self.cache.replacement).put(Queue::Fresh, CachedPage { object: self.id, page });
             }
         }
         let waiters = std::mem::take(&mut state.waiters);
@@ -337,13 +381,7 @@ impl MemoryObject {
                 }
                 poisoned = pages.take_poisoned(range);
             }
-            Outcome::Failed(_) => {
-                for waiter in &waiters {
-                    if let Waiter::Raw { address, page, .. } = waiter {
-                        pages.poisoned.entry(*page).or_default().push(*address);
-                    }
-                }
-            }
+            Outcome::Failed(_) => pages.poison(&waiters),
             Outcome::Retry => {}
         }
         state.outcome = Some(outcome);
@@ -361,34 +399,38 @@ impl MemoryObject {
                 let old = |w: &mut Waiter| matches!(w, Waiter::Raw { since, .. } if *since < oldest);
                 late.extend(transit.lock().waiters.extract_if(.., old));
             }
-            for waiter in &late {
-                if let Waiter::Raw { address, page, .. } = waiter {
-                    pages.poisoned.entry(*page).or_default().push(*address);
-                }
-            }
+            pages.poison(&late);
             late
         };
         let limit = self.cache.options.fill_time_max;
-        for waiter in &late {
-            let Waiter::Raw { address, page, .. } = waiter else { continue };
-            let offset = page.0 * self.cache.page.bytes();
-            let error = Error::TimedOut { object: self.name.clone(), offset, limit };
-            self.count(Counter::faults_failed, 1);
-            self.fail_address(*address, &error.to_string());
-        }
-        self.cache.wake(self, &late);
+        self.fail_raw(&late, |offset| Error::TimedOut { object: self.name.clone(), offset, limit });
+    }
+
+    /// Lets accesses try again that failed before `oldest`.
+    ///
+    /// Those by pointers do so by themselves; but a system call that got EFAULT leaves nobody to do it for the next.
+    pub(crate) fn forgive(&self, oldest: Instant) {
+        let mut old = Vec::new();
+        self.pages().poisoned.retain(|_, all| {
+            old.extend(all.extract_if(.., |p| p.since < oldest));
+            !all.is_empty()
+        });
+        self.clear_poison(&old);
     }
 }
 
 impl Drop for MemoryObject {
     fn drop(&mut self) {
+        if !self.cache.made_in.is_current() {
+            return; // The memory is the parent's too, and locks may be held by threads that are not here.
+        }
         let pages = std::mem::take(&mut *self.pages());
-        lock(&self.cache.replacement).forget_object(self.id);
         self.cache.forget_object(self.id);
         // The memory goes before the budget comes back, or both together would be above it for a moment.
         if let Err(error) = self.memory.punch(0, self.cache.page.bytes_of(self.all_pages()).end.max(1)) {
             tracing::warn!(object = %self.name, %error, "memory could not be given back before it was closed");
         }
         self.cache.budget.release(pages.table.resident_count());
+        self.cache.note_stale(pages.table.resident_count());
     }
 }

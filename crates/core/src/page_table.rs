@@ -109,8 +109,15 @@ impl PageTable {
             _ => runs.push((part, resident)),
         };
         // By the leaves that there are, for the range may be terabytes with nothing in them.
-        let mut leaves: Vec<u64> = self.leaves.keys().copied().collect();
-        leaves.sort_unstable();
+        let around = range.start.0 / LEAF_PAGES..range.end.0.div_ceil(LEAF_PAGES);
+        let leaves: Vec<u64> = if around.end - around.start <= self.leaves.len() as u64 {
+            around.filter(|leaf| self.leaves.contains_key(leaf)).collect()
+        } else {
+            let mut leaves: Vec<u64> =
+                self.leaves.keys().copied().filter(|leaf| around.contains(leaf)).collect();
+            leaves.sort_unstable();
+            leaves
+        };
         let mut page = range.start;
         for leaf in leaves {
             let leaf = PageRange::new(leaf * LEAF_PAGES, (leaf + 1) * LEAF_PAGES).intersect(range);

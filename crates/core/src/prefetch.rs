@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -13,7 +14,7 @@ use crate::fill::For;
 use crate::object::MemoryObject;
 use crate::sync::{Condvar, Mutex, lock, wait_while};
 use crate::transit::Cause;
-use crate::units::PageRange;
+use crate::units::{PageIndex, PageRange};
 
 /// A prefetch under way; waiting for it, or awaiting it, is optional. Dropping it lets it go on.
 #[must_use = "a prefetch goes on by itself; wait for it, await it, or drop it"]
@@ -99,6 +100,7 @@ impl Prefetch {
     /// # Errors
     /// The first thing that went wrong; the rest was fetched all the same.
     pub fn wait(self) -> Result<Prefetched> {
+        self.pieces.check_process()?;
         let mut state = lock(&self.pieces.state);
         loop {
             if state.is_done() {
@@ -119,6 +121,9 @@ impl Future for Prefetch {
     type Output = Result<Prefetched>;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        if let Err(forked) = self.pieces.check_process() {
+            return Poll::Ready(Err(forked));
+        }
         let mut state = lock(&self.pieces.state);
         if state.is_done() {
             return Poll::Ready(state.outcome());
@@ -133,44 +138,74 @@ impl Pieces {
         lock(&self.state).left.len()
     }
 
-    /// Fetches pieces until none is left that nobody fetches.
-    pub(crate) fn fetch_all(&self) {
-        loop {
-            let piece = {
-                let mut state = lock(&self.state);
-                let Some(piece) = state.left.pop_front() else { return };
-                state.under_way += 1;
-                piece
-            };
-            let outcome = self.fetch(piece);
+    fn check_process(&self) -> Result<()> {
+        if self.object.cache.made_in.is_current() {
+            return Ok(());
+        }
+        Err(Error::Forked { object: self.object.name.clone() })
+    }
+
+    /// Fetches one piece that nobody fetches yet; whether there are more.
+    pub(crate) fn fetch_one(self: &Arc<Self>) -> bool {
+        let piece = {
             let mut state = lock(&self.state);
-            state.under_way -= 1;
-            match outcome {
-                Ok(()) => state.bytes += self.bytes(piece),
-                Err(Cause::NoRoom) => state.bytes_left_out += self.bytes(piece),
-                Err(cause) => {
-                    let offset = piece.start.0 * self.object.cache.page.bytes();
-                    state.error.get_or_insert_with(|| self.object.error_at(offset, cause));
-                }
+            let Some(piece) = state.left.pop_front() else { return false };
+            state.under_way += 1;
+            piece
+        };
+        let mut failed = None;
+        self.fetch(piece, &mut failed);
+        // What others are fetching already is part of what was asked for: they tell when they are done.
+        let joined = {
+            // First counted, so that the first to be done is not the last.
+            lock(&self.state).under_way += 1;
+            self.object.join_transits(piece, self)
+        };
+        let mut state = lock(&self.state);
+        state.under_way = state.under_way + joined - 1;
+        match failed {
+            None => state.bytes += self.bytes(piece),
+            Some((_, Cause::NoRoom)) => state.bytes_left_out += self.bytes(piece),
+            Some((page, cause)) => {
+                let offset = page.0 * self.object.cache.page.bytes();
+                state.error.get_or_insert_with(|| self.object.error_at(offset, cause));
             }
-            if state.is_done() {
-                let waker = state.waker.take();
-                drop(state);
-                self.done.notify_all();
-                waker.into_iter().for_each(Waker::wake);
-            }
+        }
+        let more = !state.left.is_empty();
+        drop(state);
+        self.one_done();
+        more
+    }
+
+    /// A piece, or what somebody else was fetching of one, is over.
+    pub(crate) fn one_done(&self) {
+        let mut state = lock(&self.state);
+        state.under_way -= 1;
+        if state.is_done() {
+            let waker = state.waker.take();
+            drop(state);
+            self.done.notify_all();
+            // The program's code: what it does wrong is not our thread's end.
+            let _ = catch_unwind(AssertUnwindSafe(|| waker.into_iter().for_each(Waker::wake)));
         }
     }
 
-    fn fetch(&self, piece: PageRange) -> Result<(), Cause> {
-        while let Some(fill) = self.object.claim_absent(piece) {
-            fill.run(For::Later)?;
+    /// Fetches what nobody has or fetches of a piece; notes the first failure, and goes on behind it.
+    fn fetch(&self, piece: PageRange, failed: &mut Option<(PageIndex, Cause)>) {
+        let mut rest = piece;
+        while let Some((fill, after)) = self.object.claim_absent(rest) {
+            let range = fill.range();
+            rest = after;
+            let Err(cause) = fill.run(For::Later) else { continue };
+            let chunk = self.object.cache.chunk_pages(&self.object, range.start);
+            if matches!(cause, Cause::NoRoom) || chunk.end >= range.end {
+                failed.get_or_insert((range.start, cause));
+                continue;
+            }
+            // One of its chunks is bad: the others are wanted all the same.
+            self.fetch(chunk.intersect(range), failed);
+            self.fetch(PageRange { start: chunk.end, end: range.end }, failed);
         }
-        // What others were fetching already is part of what was asked for.
-        for transit in self.object.transits_in(piece) {
-            transit.wait_for_end(self.object.cache.options.fill_time_max);
-        }
-        Ok(())
     }
 
     fn bytes(&self, piece: PageRange) -> u64 {

@@ -129,24 +129,33 @@ impl Streams {
         stream.go_on(page, bounds)
     }
 
-    /// A reader has `pages`, without a fault: what to fetch ahead of it, if it is a known stream that wants more.
+    /// A reader has `pages`, without a fault or after one: what to fetch ahead of it, if it is a known stream that wants
+    /// more.
     pub fn on_read(&mut self, pages: PageRange, bounds: &Bounds) -> PageRange {
         let nothing = PageRange::new(pages.end.0, 0);
         self.clock += 1;
         let clock = self.clock;
+        let (start, end) = (pages.start.0, pages.end.0);
         let follows =
-            |s: &&mut Stream| (s.next..=s.planned).contains(&pages.start.0) || s.next == pages.end.0;
+            |s: &&mut Stream| (s.next..=s.planned).contains(&start) || (start..=end).contains(&s.next);
         let Some(stream) = self.streams.iter_mut().find(follows) else { return nothing };
         stream.used_at = clock;
-        stream.next = stream.next.max(pages.end.0);
+        stream.next = stream.next.max(end);
+        stream.planned = stream.planned.max(stream.next);
         if stream.window < AHEAD_PAGES_MIN || stream.next + stream.window / 2 < stream.planned {
             return nothing;
         }
         stream.window = (stream.window * 2).min(bounds.window_pages_max).max(1);
-        let start = stream.planned.max(stream.next);
-        let ahead = PageRange::new(start, stream.next + stream.window).intersect(bounds.object);
+        let ahead = PageRange::new(stream.planned, stream.next + stream.window).intersect(bounds.object);
         stream.planned = stream.planned.max(ahead.end.0);
         ahead
+    }
+
+    /// Of what was planned up to `planned`, only what comes before `reached` will be fetched.
+    pub fn fell_short(&mut self, planned: PageIndex, reached: PageIndex) {
+        if let Some(stream) = self.streams.iter_mut().find(|s| s.planned == planned.0) {
+            stream.planned = reached.0.max(stream.next);
+        }
     }
 
     fn begin(&mut self, stream: Stream) {
@@ -224,6 +233,34 @@ mod tests {
         let (faults, fetched) = drive(interleaved, Pattern::Normal);
         assert!(faults < 16 * 20, "{faults}");
         assert!(fetched < 160_000 + 16 * 2100, "{fetched}");
+    }
+
+    #[test]
+    fn reads_of_many_pages_each_are_a_stream() {
+        let mut streams = Streams::default();
+        let mut faults = 0;
+        let mut there = 0;
+        for read in 0..1000u64 {
+            let pages = PageRange::new(read * 16, (read + 1) * 16);
+            if there < pages.end.0 {
+                faults += 1;
+                let page = PageIndex(there.max(pages.start.0));
+                let plan = streams.on_fault(page, &bounds(page.0, 2048));
+                there = there.max(plan.now.end.0).max(plan.ahead.end.0).max(pages.end.0);
+            }
+            there = there.max(streams.on_read(pages, &bounds(pages.start.0, 2048)).end.0);
+        }
+        assert!(faults < 10, "{faults}");
+    }
+
+    #[test]
+    fn what_was_not_fetched_is_planned_again() {
+        let mut streams = Streams::default();
+        streams.expect(PageRange::new(0, 1 << 20), Pattern::Sequential);
+        let plan = streams.on_fault(PageIndex(0), &bounds(0, 2048));
+        streams.fell_short(plan.ahead.end, PageIndex(100));
+        let again = streams.on_fault(PageIndex(100), &bounds(100, 2048));
+        assert!(again.now.contains(PageIndex(100)) && again.ahead.end.0 > 2000, "{again:?}");
     }
 
     #[test]

@@ -26,9 +26,9 @@ pub struct CachedPage {
 /// What to do next to find room.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Forget the touches of these pages, then [`Replacement::probation`] them.
+    /// Forget the touches of these pages, then [`put`](Replacement::put) them on probation.
     Forget(Vec<CachedPage>),
-    /// Look which of these pages were touched: [`Replacement::insert`] those, evict the others.
+    /// Look which of these pages were touched: [`put`](Replacement::put) those among the fresh, evict the others.
     Judge(Vec<CachedPage>),
     /// There is no page to be had.
     Exhausted,
@@ -37,22 +37,31 @@ pub enum Step {
 /// One in so many of the pages is on probation.
 const PROBATION_SHARE: usize = 4;
 
+/// Where a page stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Queue {
+    /// It came, or has shown that it is used.
+    Fresh,
+    /// Its touches were forgotten; it must show that it is used.
+    Probation,
+}
+
 /// The queues.
 #[derive(Debug, Default)]
 pub struct Replacement {
     fresh: VecDeque<CachedPage>,
     probation: VecDeque<CachedPage>,
+    /// Entries whose pages went another way.
+    stale: usize,
 }
 
 impl Replacement {
-    /// A page came, or has shown that it is used.
-    pub fn insert(&mut self, page: CachedPage) {
-        self.fresh.push_back(page);
-    }
-
-    /// The touches of a page were forgotten; from now on it must show that it is used.
-    pub fn probation(&mut self, page: CachedPage) {
-        self.probation.push_back(page);
+    /// Puts a page at the end of a queue.
+    pub fn put(&mut self, queue: Queue, page: CachedPage) {
+        match queue {
+            Queue::Fresh => self.fresh.push_back(page),
+            Queue::Probation => self.probation.push_back(page),
+        }
     }
 
     /// Takes at most `batch` pages out of the queues, to be looked at.
@@ -68,10 +77,21 @@ impl Replacement {
         }
     }
 
-    /// Forgets all pages of an object.
-    pub fn forget_object(&mut self, object: ObjectId) {
-        self.fresh.retain(|p| p.object != object);
-        self.probation.retain(|p| p.object != object);
+    /// Counts pages that went without being taken out here first.
+    pub fn note_stale(&mut self, pages: usize) {
+        self.stale = (self.stale + pages).min(self.len());
+    }
+
+    /// The most entries that can be of pages that are gone.
+    pub fn stale(&self) -> usize {
+        self.stale
+    }
+
+    /// Takes everything out, in order, so that what is not gone can be put back.
+    pub fn take_all(&mut self) -> [(Queue, Vec<CachedPage>); 2] {
+        self.stale = 0;
+        let take = |queue: &mut VecDeque<CachedPage>| std::mem::take(queue).into();
+        [(Queue::Fresh, take(&mut self.fresh)), (Queue::Probation, take(&mut self.probation))]
     }
 
     /// Pages in the queues.
@@ -108,12 +128,12 @@ mod tests {
                 match queues.next_step(1) {
                     Step::Forget(pages) => pages.into_iter().for_each(|p| {
                         touched.remove(&p);
-                        queues.probation(p);
+                        queues.put(Queue::Probation, p);
                     }),
                     Step::Judge(pages) => {
                         for p in pages {
                             if touched.contains(&p) {
-                                queues.insert(p);
+                                queues.put(Queue::Fresh, p);
                             } else {
                                 resident.remove(&p);
                             }
@@ -124,7 +144,7 @@ mod tests {
             }
             resident.insert(page(n));
             touched.insert(page(n));
-            queues.insert(page(n));
+            queues.put(Queue::Fresh, page(n));
         }
         misses
     }
@@ -133,7 +153,8 @@ mod tests {
     fn pages_in_use_survive_a_scan() {
         // Ten pages used again and again, between pages that are used once.
         let trace = (0..10_000u64).map(|i| if i % 2 == 0 { i / 2 % 10 } else { 1000 + i });
-        assert_eq!(misses(64, trace), 10 + 5000);
+        let misses = misses(64, trace);
+        assert!((5010..5060).contains(&misses), "{misses} of which 5000 are of pages used once");
     }
 
     #[test]
@@ -142,13 +163,15 @@ mod tests {
     }
 
     #[test]
-    fn a_forgotten_object_is_never_offered() {
+    fn what_is_taken_out_can_be_put_back() {
         let mut queues = Replacement::default();
-        for n in 0..10 {
-            queues.insert(page(n));
-        }
-        queues.insert(CachedPage { object: ObjectId(2), page: PageIndex(0) });
-        queues.forget_object(ObjectId(1));
-        assert_eq!(queues.len(), 1);
+        (0..10).for_each(|n| queues.put(Queue::Fresh, page(n)));
+        queues.put(Queue::Probation, page(10));
+        queues.note_stale(100);
+        assert_eq!(queues.stale(), 11, "no more than there are");
+        let all = queues.take_all();
+        assert!(queues.is_empty() && queues.stale() == 0);
+        assert_eq!(all[0], (Queue::Fresh, (0..10).map(page).collect()));
+        assert_eq!(all[1], (Queue::Probation, vec![page(10)]));
     }
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use omnimap_host::{Address, HostError};
 use omnimap_store::StoreError;
 
+use crate::prefetch::Pieces;
 use crate::sync::{Condvar, Mutex, MutexGuard, lock, wait_while};
 use crate::units::{PageIndex, PageRange};
 
@@ -24,18 +25,20 @@ pub(crate) struct TransitState {
 }
 
 /// Who waits for a page.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone)]
 pub(crate) enum Waiter {
     /// A thread stopped by the kernel at an address (of a page's beginning).
     Raw { address: Address, page: PageIndex, since: Instant },
     /// A thread in [`Transit::wait`].
     Checked { page: PageIndex },
+    /// A prefetch that wants to know when this is over.
+    Prefetch { page: PageIndex, pieces: Arc<Pieces> },
 }
 
 impl Waiter {
     pub(crate) fn page(&self) -> PageIndex {
         match self {
-            Waiter::Raw { page, .. } | Waiter::Checked { page } => *page,
+            Waiter::Raw { page, .. } | Waiter::Checked { page } | Waiter::Prefetch { page, .. } => *page,
         }
     }
 }
@@ -66,6 +69,19 @@ pub(crate) enum Waited {
     Retry,
     Failed(Cause),
     TimedOut,
+}
+
+impl TransitState {
+    /// Adds a waiter; a thread that was interrupted by a signal and faults again stands there already.
+    pub(crate) fn join(&mut self, waiter: Option<Waiter>) {
+        if let Some(Waiter::Raw { address, .. }) = waiter {
+            let same = |w: &Waiter| matches!(w, Waiter::Raw { address: a, .. } if *a == address);
+            if self.waiters.iter().any(same) {
+                return;
+            }
+        }
+        self.waiters.extend(waiter);
+    }
 }
 
 impl Transit {
@@ -106,10 +122,5 @@ impl Transit {
                 Waited::TimedOut
             }
         }
-    }
-
-    /// Waits for the end, whatever it is, without a place in the list.
-    pub(crate) fn wait_for_end(&self, limit: Duration) {
-        drop(wait_while(&self.ended, self.lock(), limit, |s| s.outcome.is_none()));
     }
 }

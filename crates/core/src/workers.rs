@@ -3,11 +3,13 @@
 //! There is always one that waits for the next fault: when the last one gets busy it sees to it that there is
 //! another, up to a limit, and at the limit hands its fill to the fillers. So a slow fill delays no other page.
 
+use std::io;
 use std::num::NonZeroUsize;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use omnimap_host::{Fault, Waited};
+use omnimap_host::{Address, Fault, SignalsBlocked, Waited};
 
 use crate::cache::Inner;
 use crate::fill::For;
@@ -22,6 +24,9 @@ const IDLE_MAX: usize = 2;
 /// How long a dropped cache waits for workers that are in a store's hands.
 pub(crate) const END_WAIT_MAX: Duration = Duration::from_secs(2);
 
+/// How long a failed page goes on failing for accesses that do not try again by themselves.
+const FAILED_TIME_MAX: Duration = Duration::from_secs(1);
+
 /// The threads, counted.
 pub(crate) struct Workers {
     threads_max: usize,
@@ -33,14 +38,8 @@ pub(crate) struct Workers {
 struct State {
     threads: usize,
     idle: usize,
-}
-
-/// What a worker that got a fault has to do about the others.
-enum Successor {
-    Exists,
-    Spawn,
-    /// There are as many as there may be: this one must not get stuck.
-    None,
+    /// When somebody last looked for accesses that have waited too long.
+    looked_at: Option<Instant>,
 }
 
 impl Workers {
@@ -49,16 +48,15 @@ impl Workers {
     }
 
     /// Starts the first worker, unless there is one.
-    pub(crate) fn start(&self, inner: &Arc<Inner>) {
-        let first = {
+    pub(crate) fn start(&self, inner: &Arc<Inner>) -> io::Result<()> {
+        {
             let mut state = lock(&self.state);
-            let first = state.threads == 0;
-            state.threads += usize::from(first);
-            first
-        };
-        if first {
-            spawn(inner);
+            if state.threads > 0 {
+                return Ok(());
+            }
+            state.threads += 1;
         }
+        spawn(inner)
     }
 
     pub(crate) fn wait_for_end(&self) {
@@ -69,18 +67,20 @@ impl Workers {
         lock(&self.state).idle += 1;
     }
 
-    /// Called by a worker with a fault in its hands.
-    fn become_busy(&self) -> Successor {
-        let mut state = lock(&self.state);
-        state.idle -= 1;
-        if state.idle > 0 {
-            Successor::Exists
-        } else if state.threads < self.threads_max {
+    /// Called by a worker with a fault in its hands; whether it may get stuck with it, for another waits for the next.
+    fn become_busy(&self, inner: &Arc<Inner>) -> bool {
+        {
+            let mut state = lock(&self.state);
+            state.idle -= 1;
+            if state.idle > 0 {
+                return true;
+            }
+            if state.threads >= self.threads_max {
+                return false;
+            }
             state.threads += 1;
-            Successor::Spawn
-        } else {
-            Successor::None
         }
+        spawn(inner).is_ok()
     }
 
     /// Called by an idle worker with nothing to do; `true` if it is one too many, and then it is gone.
@@ -94,6 +94,16 @@ impl Workers {
         surplus
     }
 
+    /// Whether it is time, and the caller's turn, to look for accesses that have waited too long.
+    fn is_time_to_look(&self, tick: Duration) -> bool {
+        let mut state = lock(&self.state);
+        let due = state.looked_at.is_none_or(|at| at.elapsed() >= tick);
+        if due {
+            state.looked_at = Some(Instant::now());
+        }
+        due
+    }
+
     fn leave(&self, was_idle: bool) {
         let mut state = lock(&self.state);
         state.idle -= usize::from(was_idle);
@@ -103,12 +113,25 @@ impl Workers {
     }
 }
 
-fn spawn(inner: &Arc<Inner>) {
+/// Starts a worker, which has been counted already.
+fn spawn(inner: &Arc<Inner>) -> io::Result<()> {
     let shared = inner.clone();
-    let spawned = thread::Builder::new().name("omnimap-fault".to_owned()).spawn(move || work(&shared));
-    if let Err(error) = spawned {
-        tracing::warn!(%error, "no further thread for faults");
-        inner.workers().leave(false);
+    // The program's handlers must not run on our threads: they may touch a mapping.
+    let _blocked = SignalsBlocked::new();
+    let work = move || {
+        // A fault that nobody serves is a thread that waits for ever.
+        if catch_unwind(AssertUnwindSafe(|| work(&shared))).is_err() {
+            tracing::error!("a panic while faults were served; aborting");
+            std::process::abort();
+        }
+    };
+    match thread::Builder::new().name("omnimap-fault".to_owned()).spawn(work) {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            tracing::warn!(%error, "no further thread for faults");
+            inner.workers().leave(false);
+            Err(error)
+        }
     }
 }
 
@@ -120,11 +143,7 @@ fn work(inner: &Arc<Inner>) {
     loop {
         match inner.faults.take() {
             Ok(Some(fault)) => {
-                let successor = workers.become_busy();
-                if let Successor::Spawn = successor {
-                    spawn(inner);
-                }
-                let may_block = !matches!(successor, Successor::None);
+                let may_block = workers.become_busy(inner);
                 let resolution = serve(inner, fault, Instant::now(), may_block);
                 tracing::trace!(address = %fault.address, ?resolution, "fault");
                 workers.become_idle();
@@ -132,7 +151,6 @@ fn work(inner: &Arc<Inner>) {
             Ok(None) => match inner.faults.wait(tick) {
                 Ok(Waited::Ready) => {}
                 Ok(Waited::TimedOut) => {
-                    expire(inner);
                     if workers.may_leave() {
                         workers.ended.notify_all();
                         return;
@@ -143,6 +161,9 @@ fn work(inner: &Arc<Inner>) {
             },
             Err(error) => lost(&error),
         }
+        if workers.is_time_to_look(tick) {
+            expire(inner);
+        }
     }
 }
 
@@ -152,11 +173,15 @@ fn lost(error: &omnimap_host::HostError) -> ! {
     std::process::abort();
 }
 
-/// Fails the accesses that the store has left waiting for too long.
+/// Fails the accesses that the store has left waiting for too long, and forgives those that failed a while ago.
 fn expire(inner: &Inner) {
-    if let Some(oldest) = Instant::now().checked_sub(inner.options.fill_time_max) {
-        for object in inner.objects() {
+    let now = Instant::now();
+    for object in inner.objects() {
+        if let Some(oldest) = now.checked_sub(inner.options.fill_time_max) {
             object.expire_raw(oldest);
+        }
+        if let Some(oldest) = now.checked_sub(FAILED_TIME_MAX) {
+            object.forgive(oldest);
         }
     }
 }
@@ -166,7 +191,9 @@ fn serve(inner: &Arc<Inner>, fault: Fault, since: Instant, may_block: bool) -> R
         count(None, &inner.counters, Counter::faults_unmapped, 1);
         // It will find out for itself (SIGSEGV), or whatever is mapped there now. Until the range is really gone it comes
         // back here: let the thread that unmaps go on.
-        let _ = inner.faults.wake(fault.address, 1);
+        let page_bytes = inner.page.bytes();
+        let start = Address(fault.address.0 - fault.address.0 % page_bytes as usize);
+        let _ = inner.faults.wake(start, page_bytes);
         thread::yield_now();
         return Resolution::Unmapped;
     };
@@ -179,8 +206,8 @@ fn serve(inner: &Arc<Inner>, fault: Fault, since: Instant, may_block: bool) -> R
     let plan = lock(&located.reader.streams).on_fault(located.page, &bounds);
     let waiter = Waiter::Raw { address: located.address, page: located.page, since };
     let now = plan.now.part_around(located.page, inner.fill_pages_max());
-    let claim = object.claim(located.page, now, Some(waiter));
-    inner.fill_ahead(object, plan.ahead);
+    let claim = object.claim(located.page, now, Some(waiter.clone()));
+    inner.fill_ahead(object, plan.ahead, &located.reader);
     match claim {
         Claim::Resident => {
             object.count(Counter::faults_resident, 1);
@@ -199,6 +226,7 @@ fn serve(inner: &Arc<Inner>, fault: Fault, since: Instant, may_block: bool) -> R
             Err(_) => Resolution::Failed,
         },
         Claim::Mine(fill) => {
+            // The filler does not know that this is a fault; failed ones are counted where they fail.
             object.count(Counter::faults_filled, 1);
             inner.fill_for_waiter(fill, located.page);
             Resolution::Filled

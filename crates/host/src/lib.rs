@@ -14,7 +14,9 @@ pub mod machine;
 
 mod error;
 mod process;
+mod signals;
 
 pub use error::{HostError, Result};
 pub use machine::{Access, Address, Fault, FaultStream, Host, Memory, View, Waited};
 pub use process::ProcessId;
+pub use signals::SignalsBlocked;

@@ -75,9 +75,9 @@ pub trait FaultStream: Send + Sync {
 
 /// The resident bytes of one object: sparse, every page present or a hole.
 pub trait Memory: Send + Sync {
-    /// Puts bytes into a hole. The page appears, whole, in every view at once.
+    /// Puts bytes into holes. Each page appears, whole, in every view at once.
     ///
-    /// `offset` is page-aligned; `bytes` ends at a page boundary or at the object's end.
+    /// `offset` and the length of `bytes` are whole pages; what is behind the object's end must be zeros.
     fn fill(&self, offset: u64, bytes: &[u8]) -> Result<()>;
 
     /// Copies resident bytes out; holes read as zeros, so the caller sees to it that there are none.

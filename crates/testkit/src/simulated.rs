@@ -218,8 +218,9 @@ impl Memory for SimulatedMemory {
             state.resident_bytes += page_bytes;
             assert!(state.resident_bytes <= self.machine.budget_bytes, "the budget is never exceeded");
             let memory = &mut state.memories[self.index];
-            let is_last = (page + 1) * page_bytes >= memory.length;
-            assert!(chunk.len() as u64 == page_bytes || is_last, "only the last page is partial");
+            assert_eq!(chunk.len() as u64, page_bytes, "pages are filled as a whole");
+            let inside = memory.length.saturating_sub(page * page_bytes).min(page_bytes) as usize;
+            assert!(chunk[inside..].iter().all(|b| *b == 0), "behind the end of the object are zeros");
             let seen = memory.seen.entry(page).or_insert_with(|| chunk.to_vec());
             assert_eq!(seen, chunk, "a page comes back with the same bytes");
             let before = memory.pages.insert(page, chunk.to_vec());

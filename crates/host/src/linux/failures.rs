@@ -74,6 +74,11 @@ pub(super) fn record(start: Address, bytes: u64, why: &str) {
     let mut next = WRITER.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let slot = &SLOTS[*next % FAILURES_MAX];
     *next += 1;
+    // An older failure would else go on failing without a word: its accesses try again.
+    let (old_start, old_bytes) = (slot.start.load(Ordering::Relaxed), slot.bytes.load(Ordering::Relaxed));
+    if old_bytes > 0 {
+        drop_poison(old_start, old_bytes);
+    }
     slot.write(|slot| {
         slot.start.store(start.0, Ordering::Relaxed);
         slot.bytes.store(bytes as usize, Ordering::Relaxed);
@@ -98,6 +103,17 @@ pub(super) fn forget(start: Address, bytes: u64) {
             slot.write(|slot| slot.bytes.store(0, Ordering::Relaxed));
         }
     }
+}
+
+/// Drops the poison of a range that was recorded and not forgotten. Safe in signal context.
+///
+/// A view forgets what was recorded for it before it is unmapped, so the range is still a view of ours.
+pub(super) fn drop_poison(start: usize, bytes: usize) {
+    // Linux 5.18; as MADV_DONTNEED, and on locked pages too.
+    const MADV_DONTNEED_LOCKED: i32 = 24;
+    // SAFETY: the range is a part of a shared view, so this drops page-table entries and with them the poison; the
+    // bytes are in the memfd.
+    unsafe { libc::madvise(start as *mut libc::c_void, bytes, MADV_DONTNEED_LOCKED) };
 }
 
 /// Finds the newest failure that covers an address and marks it as reported. Safe in signal context.
@@ -125,7 +141,8 @@ pub(super) fn report(address: usize) -> Option<Failure> {
     }
     let age = now_milliseconds().saturating_sub(slot.failed_at.load(Ordering::Relaxed));
     fence(Ordering::Acquire);
-    if before % 2 == 1 || slot.sequence.load(Ordering::Relaxed) != before {
+    let changed = before % 2 == 1 || slot.sequence.load(Ordering::Relaxed) != before;
+    if changed || !(failure.start..failure.start + failure.bytes).contains(&address) {
         return None;
     }
     let told_before = slot.reported.swap(1, Ordering::AcqRel) == 1;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rustix::fs::{FallocateFlags, MemfdFlags};
 
 use super::userfaultfd::Userfaultfd;
-use super::view::LinuxView;
+use super::view::{LinuxView, ViewList};
 use crate::error::During;
 use crate::{Memory, Result, View};
 
@@ -19,6 +19,8 @@ pub(super) struct Memfd {
     file: File,
     faults: Arc<Userfaultfd>,
     page_bytes: u64,
+    /// The views that there are, for filling through them.
+    views: Arc<ViewList>,
 }
 
 impl Memfd {
@@ -30,7 +32,7 @@ impl Memfd {
     ) -> Result<Memfd> {
         let fd = rustix::fs::memfd_create(memfd_name(name), MemfdFlags::CLOEXEC).during("memfd_create")?;
         rustix::fs::ftruncate(&fd, length).during("ftruncate(memfd)")?;
-        Ok(Memfd { file: fd.into(), faults, page_bytes })
+        Ok(Memfd { file: fd.into(), faults, page_bytes, views: Arc::default() })
     }
 }
 
@@ -44,9 +46,38 @@ fn memfd_name(name: &str) -> String {
     format!("omnimap:{}", name[from..].replace('\0', "?"))
 }
 
+impl Memfd {
+    /// Writes what there is of an object's pages.
+    fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let length = self.file.metadata().during("fstat(memfd)")?.len();
+        let count = bytes.len().min(length.saturating_sub(offset) as usize);
+        self.file.write_all_at(&bytes[..count], offset).during("pwrite(memfd)")
+    }
+}
+
 impl Memory for Memfd {
     fn fill(&self, offset: u64, bytes: &[u8]) -> Result<()> {
-        self.file.write_all_at(bytes, offset).during("pwrite(memfd)")
+        let end = offset + bytes.len() as u64;
+        let mut at = offset;
+        while at < end {
+            let rest = &bytes[(at - offset) as usize..];
+            // Through a view: a page made by UFFDIO_COPY is complete before it can be found, and never larger than a page.
+            // One made by write(2) can be found half written when the copy is interrupted by a fault of the source.
+            let copied = self.views.with(at, |address, room| {
+                let count = rest.len().min(room as usize);
+                self.faults.copy(address, &rest[..count]).map(|()| count as u64)
+            });
+            at += match copied {
+                Ok(copied) => copied?,
+                // Nobody can look at what no view shows, and checked reads come after.
+                Err(no_view_before) => {
+                    let count = rest.len().min((no_view_before - at) as usize);
+                    self.write(at, &rest[..count])?;
+                    count as u64
+                }
+            };
+        }
+        Ok(())
     }
 
     fn read(&self, offset: u64, into: &mut [u8]) -> Result<()> {
@@ -63,7 +94,7 @@ impl Memory for Memfd {
     }
 
     fn map(&self, offset: u64, length: u64) -> Result<Arc<dyn View>> {
-        Ok(Arc::new(LinuxView::map(&self.file, offset, length, self.page_bytes, &self.faults)?))
+        Ok(Arc::new(LinuxView::map(&self.file, offset, length, self.page_bytes, &self.faults, &self.views)?))
     }
 }
 

@@ -7,12 +7,12 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::userfaultfd::ioctl_read_write;
 use crate::error::During;
-use crate::{Address, Result};
+use crate::{Address, ProcessId, Result};
 
 #[repr(C)]
 #[derive(Default)]
@@ -60,7 +60,7 @@ pub(super) fn present(
     let range = start.0 as u64..start.0 as u64 + bytes;
     let file = pagemap().during("open(/proc/self/pagemap)")?;
     if !NO_SCAN.load(Ordering::Relaxed) {
-        match scan(file, range.clone(), &mut found) {
+        match scan(&file, range.clone(), &mut found) {
             Ok(()) => return Ok(()),
             Err(e) if matches!(e.raw_os_error(), Some(libc::ENOTTY | libc::EINVAL)) => {
                 NO_SCAN.store(true, Ordering::Relaxed);
@@ -68,16 +68,21 @@ pub(super) fn present(
             Err(e) => return Err(e).during("ioctl(PAGEMAP_SCAN)"),
         }
     }
-    read_entries(file, range, page_bytes, &mut found).during("pread(/proc/self/pagemap)")
+    read_entries(&file, range, page_bytes, &mut found).during("pread(/proc/self/pagemap)")
 }
 
-fn pagemap() -> io::Result<&'static File> {
-    static FILE: OnceLock<File> = OnceLock::new();
-    if let Some(file) = FILE.get() {
-        return Ok(file);
+/// The pagemap of this process: a descriptor that was opened before a fork goes on showing the parent's.
+fn pagemap() -> io::Result<Arc<File>> {
+    static OPENED: Mutex<Option<(ProcessId, Arc<File>)>> = Mutex::new(None);
+    let mut opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((process, file)) = &*opened
+        && process.is_current()
+    {
+        return Ok(file.clone());
     }
-    let file = File::open("/proc/self/pagemap")?;
-    Ok(FILE.get_or_init(|| file))
+    let file = Arc::new(File::open("/proc/self/pagemap")?);
+    *opened = Some((ProcessId::current(), file.clone()));
+    Ok(file)
 }
 
 fn scan(file: &File, range: Range<u64>, found: &mut impl FnMut(Range<u64>)) -> io::Result<()> {
@@ -171,14 +176,14 @@ mod tests {
             parts.iter().flat_map(|r| (r.start - range.start) / page..(r.end - range.start) / page).collect()
         };
         let mut scanned = Vec::new();
-        match scan(file, range.clone(), &mut |r| scanned.push(r)) {
+        match scan(&file, range.clone(), &mut |r| scanned.push(r)) {
             Ok(()) => assert_eq!(pages_of(scanned), touched, "PAGEMAP_SCAN"),
             Err(e) => {
-                eprintln!("SKIPPED: PAGEMAP_SCAN is refused here ({e}); the pagemap file alone is tested")
+                eprintln!("SKIPPED: PAGEMAP_SCAN is refused here ({e}); the pagemap file alone is tested");
             }
         }
         let mut read = Vec::new();
-        read_entries(file, range.clone(), page, &mut |r| read.push(r)).unwrap();
+        read_entries(&file, range.clone(), page, &mut |r| read.push(r)).unwrap();
         assert_eq!(pages_of(read), touched, "/proc/self/pagemap");
     }
 }

@@ -10,8 +10,11 @@ use super::failures;
 use crate::Result;
 use crate::error::During;
 
-/// What the program had installed before us.
-struct Earlier(libc::sigaction);
+/// What the program had installed before us, and in which process.
+struct Earlier {
+    action: libc::sigaction,
+    process: libc::pid_t,
+}
 
 static EARLIER: OnceLock<Earlier> = OnceLock::new();
 
@@ -32,11 +35,16 @@ fn install_now() -> io::Result<()> {
     // SAFETY: filled by the call above.
     let earlier = unsafe { earlier.assume_init() };
     // Known before the handler can run.
-    let _ = EARLIER.set(Earlier(earlier));
+    // SAFETY: always succeeds.
+    let process = unsafe { libc::getpid() };
+    let _ = EARLIER.set(Earlier { action: earlier, process });
     // SAFETY: an all-zero sigaction is valid: no flags, an empty mask.
     let mut ours: libc::sigaction = unsafe { std::mem::zeroed() };
     ours.sa_sigaction = on_sigbus as *const () as usize;
-    ours.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESTART;
+    ours.sa_flags =
+        libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESTART | (earlier.sa_flags & libc::SA_NODEFER);
+    // The earlier handler runs inside ours, and with the mask that it asked for.
+    ours.sa_mask = earlier.sa_mask;
     // SAFETY: `on_sigbus` has the signature that SA_SIGINFO asks for and is safe in signal context.
     let set = unsafe { libc::sigaction(libc::SIGBUS, &raw const ours, std::ptr::null_mut()) };
     if set == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
@@ -57,29 +65,47 @@ fn handle(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     let details = unsafe { &*info };
     // SAFETY: SIGBUS from a fault has si_addr; from kill(2) the same bytes hold something that matches no failure.
     let address = unsafe { details.si_addr() } as usize;
-    let failure = failures::report(address);
+    let Some(earlier) = EARLIER.get() else { return };
+    // Zero or less: sent by somebody, and not raised by an access (sigaction(2)).
+    let by_access = details.si_code > 0;
+    // SAFETY: async-signal-safe, always succeeds.
+    let ours = unsafe { libc::getpid() } == earlier.process;
+    // A forked child has what was recorded, and not the views that it was recorded for.
+    let failure = if by_access && ours { failures::report(address) } else { None };
     if let Some(failure) = &failure {
         if failure.stale {
             // The failure was told to an earlier access: this one gets a new try (E3).
-            clear(failure.start, failure.bytes);
+            failures::drop_poison(failure.start, failure.bytes);
             return;
         }
         say(b"omnimap: SIGBUS: ");
         say(&failure.message[..failure.length]);
         say(b"\n");
     }
-    let goes_on = pass_on(signal, info, context);
+    let goes_on = pass_on(&earlier.action, by_access, signal, info, context);
     if let (Some(failure), true) = (&failure, goes_on) {
-        clear(failure.start, failure.bytes);
+        failures::drop_poison(failure.start, failure.bytes);
     }
 }
 
 /// Calls the earlier handler; `true` if one ran and meant the program to go on.
-fn pass_on(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) -> bool {
-    let Some(Earlier(earlier)) = EARLIER.get() else { return false };
+fn pass_on(
+    earlier: &libc::sigaction,
+    by_access: bool,
+    signal: i32,
+    info: *mut libc::siginfo_t,
+    context: *mut libc::c_void,
+) -> bool {
+    if earlier.sa_sigaction == libc::SIG_IGN && !by_access {
+        return false;
+    }
     if earlier.sa_sigaction == libc::SIG_DFL || earlier.sa_sigaction == libc::SIG_IGN {
         // The access is repeated when we return, and then kills the process with the right address and core.
         die_at_next();
+        if !by_access {
+            // SAFETY: async-signal-safe; delivered when this handler returns.
+            unsafe { libc::raise(signal) };
+        }
         return false;
     }
     if earlier.sa_flags & libc::SA_SIGINFO != 0 {
@@ -110,13 +136,6 @@ fn die_at_next() {
     let default: libc::sigaction = unsafe { std::mem::zeroed() };
     // SAFETY: sigaction is async-signal-safe.
     unsafe { libc::sigaction(libc::SIGBUS, &raw const default, std::ptr::null_mut()) };
-}
-
-fn clear(start: usize, bytes: usize) {
-    // SAFETY: the range was poisoned by us in a shared view: its pages are holes, so dropping the page-table entries
-    // drops the poison and nothing else. If it has been unmapped since, the call fails or drops entries of a page
-    // that is not ours to keep only where the program reads freed memory.
-    unsafe { libc::madvise(start as *mut libc::c_void, bytes, libc::MADV_DONTNEED) };
 }
 
 fn say(text: &[u8]) {

@@ -55,6 +55,15 @@ struct Poison {
 }
 
 #[repr(C)]
+struct CopyIn {
+    to: u64,
+    from: u64,
+    len: u64,
+    mode: u64,
+    copied: i64,
+}
+
+#[repr(C)]
 #[derive(Clone, Copy, Default)]
 struct Message {
     event: u8,
@@ -67,11 +76,14 @@ struct Message {
 const IOCTL_API: libc::Ioctl = ioctl_number(READ_WRITE, 0xAA, 0x3F, size_of::<Api>());
 const IOCTL_REGISTER: libc::Ioctl = ioctl_number(READ_WRITE, 0xAA, 0x00, size_of::<Register>());
 const IOCTL_WAKE: libc::Ioctl = ioctl_number(READ, 0xAA, 0x02, size_of::<UffdRange>());
+const IOCTL_COPY: libc::Ioctl = ioctl_number(READ_WRITE, 0xAA, 0x03, size_of::<CopyIn>());
 const IOCTL_POISON: libc::Ioctl = ioctl_number(READ_WRITE, 0xAA, 0x08, size_of::<Poison>());
 /// `USERFAULTFD_IOC_NEW` of /dev/userfaultfd.
 const IOCTL_NEW: libc::Ioctl = ioctl_number(0, 0xAA, 0x00, 0);
 
 const REGISTER_MODE_MISSING: u64 = 1;
+const REGISTER_MODE_WP: u64 = 1 << 1;
+const COPY_MODE_DONTWAKE: u64 = 1;
 const EVENT_PAGEFAULT: u8 = 0x12;
 const PAGEFAULT_FLAG_WRITE: u64 = 1;
 
@@ -82,6 +94,8 @@ pub struct Features(u64);
 impl Features {
     /// Missing pages of shared memory (memfd) are reported; Linux 4.11.
     pub const MISSING_SHMEM: Features = Features(1 << 5);
+    /// Shared memory can be write-protected; Linux 5.19.
+    pub const WP_SHMEM: Features = Features(1 << 0 | 1 << 12);
     /// A page can be made to fail with SIGBUS; Linux 6.6.
     pub const POISON: Features = Features(1 << 14);
     /// All of them by name in `linux/userfaultfd.h`.
@@ -125,6 +139,8 @@ pub enum Origin {
 /// An open userfaultfd.
 pub(super) struct Userfaultfd {
     fd: OwnedFd,
+    /// Whether shared memory can be registered for write-protection.
+    exact_touches: bool,
 }
 
 impl Userfaultfd {
@@ -146,8 +162,10 @@ impl Userfaultfd {
             return Err(HostError::MissingFeature { missing: "POISON", since: "6.6" });
         }
         let (fd, _) = create()?;
-        handshake(&fd, Features(Features::MISSING_SHMEM.0 | Features::POISON.0))?;
-        Ok(Userfaultfd { fd })
+        let exact_touches = features.contains(Features::WP_SHMEM);
+        let optional = if exact_touches { Features::WP_SHMEM.0 } else { 0 };
+        handshake(&fd, Features(Features::MISSING_SHMEM.0 | Features::POISON.0 | optional))?;
+        Ok(Userfaultfd { fd, exact_touches })
     }
 
     /// By which way one can be had here, and what it can do.
@@ -157,13 +175,36 @@ impl Userfaultfd {
         Ok((origin, features))
     }
 
-    pub(super) fn register_missing(&self, start: Address, bytes: u64) -> Result<()> {
-        let mut request = Register {
-            range: UffdRange { start: start.0 as u64, len: bytes },
-            mode: REGISTER_MODE_MISSING,
-            ioctls: 0,
-        };
+    /// Reports accesses to holes of the range from now on.
+    ///
+    /// Where it can be had, write-protection is registered too although nothing is written here: it keeps the kernel
+    /// from mapping the neighbours of a page that is touched, so that it can be told which pages were
+    /// (`uffd_disable_fault_around`).
+    pub(super) fn register(&self, start: Address, bytes: u64) -> Result<()> {
+        let range = UffdRange { start: start.0 as u64, len: bytes };
+        let mode = REGISTER_MODE_MISSING | if self.exact_touches { REGISTER_MODE_WP } else { 0 };
+        let mut request = Register { range, mode, ioctls: 0 };
         ioctl(&self.fd, IOCTL_REGISTER, &mut request).during("UFFDIO_REGISTER")
+    }
+
+    /// Puts bytes into holes, whole pages of the range, without waking anybody; each page appears at once.
+    pub(super) fn copy(&self, start: Address, bytes: &[u8]) -> Result<()> {
+        let mut done = 0;
+        while done < bytes.len() {
+            let mut request = CopyIn {
+                to: (start.0 + done) as u64,
+                from: bytes[done..].as_ptr() as u64,
+                len: (bytes.len() - done) as u64,
+                mode: COPY_MODE_DONTWAKE,
+                copied: 0,
+            };
+            match ioctl(&self.fd, IOCTL_COPY, &mut request) {
+                Ok(()) => return Ok(()),
+                Err(e) if e.raw_os_error() == Some(libc::EAGAIN) => done += request.copied.max(0) as usize,
+                Err(e) => return Err(e).during("UFFDIO_COPY"),
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn wake(&self, start: Address, bytes: u64) -> Result<()> {

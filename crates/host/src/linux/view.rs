@@ -1,18 +1,22 @@
 //! A kernel mapping of a memfd, registered with userfaultfd.
 
 use std::fs::File;
+use std::io;
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
-use rustix::mm::{Advice, MapFlags, ProtFlags};
+use rustix::mm::{MapFlags, MprotectFlags, ProtFlags};
 
 use super::userfaultfd::Userfaultfd;
 use super::{failures, pagemap};
 use crate::error::During;
 use crate::process::ProcessId;
 use crate::{Address, Result, View};
+
+/// Drops page-table entries, of pages that the program has locked too (Linux 5.18).
+const MADV_DONTNEED_LOCKED: i32 = 24;
 
 /// A read-only shared view.
 pub(super) struct LinuxView {
@@ -21,7 +25,39 @@ pub(super) struct LinuxView {
     mapped_bytes: usize,
     page_bytes: u64,
     faults: Arc<Userfaultfd>,
+    siblings: Arc<ViewList>,
     made_in: ProcessId,
+}
+
+/// The views of one memfd: where each begins, by the bytes of the memfd that it shows.
+#[derive(Default)]
+pub(super) struct ViewList {
+    views: RwLock<Vec<(Range<u64>, Address)>>,
+}
+
+impl ViewList {
+    /// Calls `work` with an address that shows the byte at `offset` of the memfd, and how many bytes from it on the view
+    /// shows; the view stays until it returns. Without one, the answer is how far there is none.
+    pub(super) fn with<T>(&self, offset: u64, work: impl FnOnce(Address, u64) -> T) -> Result<T, u64> {
+        let views = self.views.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some((shown, start)) = views.iter().find(|(shown, _)| shown.contains(&offset)) {
+            return Ok(work(Address(start.0 + (offset - shown.start) as usize), shown.end - offset));
+        }
+        Err(views
+            .iter()
+            .map(|(shown, _)| shown.start)
+            .filter(|start| *start > offset)
+            .min()
+            .unwrap_or(u64::MAX))
+    }
+
+    fn add(&self, shown: Range<u64>, start: Address) {
+        self.views.write().unwrap_or_else(PoisonError::into_inner).push((shown, start));
+    }
+
+    fn remove(&self, start: Address) {
+        self.views.write().unwrap_or_else(PoisonError::into_inner).retain(|(_, s)| *s != start);
+    }
 }
 
 // SAFETY: the mapping belongs to the process, not to a thread; all methods are system calls or reads of memory that
@@ -37,6 +73,7 @@ impl LinuxView {
         length: u64,
         page_bytes: u64,
         faults: &Arc<Userfaultfd>,
+        siblings: &Arc<ViewList>,
     ) -> Result<LinuxView> {
         let too_long = || rustix::io::Errno::NOMEM;
         let mapped_bytes = length
@@ -50,7 +87,7 @@ impl LinuxView {
             rustix::mm::mmap(
                 std::ptr::null_mut(),
                 mapped_bytes,
-                ProtFlags::READ,
+                ProtFlags::empty(),
                 MapFlags::SHARED | MapFlags::NORESERVE,
                 file.as_fd(),
                 offset,
@@ -65,21 +102,28 @@ impl LinuxView {
             mapped_bytes,
             page_bytes,
             faults: faults.clone(),
+            siblings: siblings.clone(),
             made_in: ProcessId::current(),
         };
-        // A hole touched before it is registered would read as zeros, for everybody and for good: register while
-        // nobody knows the address.
-        faults.register_missing(view.start(), mapped_bytes as u64)?;
+        let whole = 0..mapped_bytes as u64;
         // The registration is not inherited by fork, so the child must not see this range at all (F03).
-        view.advise(0..mapped_bytes as u64, Advice::LinuxDontFork).during("madvise(DONTFORK)")?;
+        view.advise(whole, libc::MADV_DONTFORK).during("madvise(DONTFORK)")?;
+        // A hole touched before it is registered would read as zeros, for everybody and for good. Nobody knows the
+        // address yet; but after mlockall(MCL_FUTURE) mmap itself would touch all that is accessible.
+        faults.register(view.start(), mapped_bytes as u64)?;
+        // SAFETY: the whole of the mapping just made; it becomes readable.
+        unsafe { rustix::mm::mprotect(view.start.as_ptr().cast(), mapped_bytes, MprotectFlags::READ) }
+            .during("mprotect(memfd)")?;
+        siblings.add(offset..offset + mapped_bytes as u64, view.start());
         Ok(view)
     }
 
-    fn advise(&self, range: Range<u64>, advice: Advice) -> rustix::io::Result<()> {
+    fn advise(&self, range: Range<u64>, advice: i32) -> io::Result<()> {
         let (start, bytes) = self.locate(&range);
         // SAFETY: the range is inside this mapping. The advices used here (DONTFORK, and DONTNEED on a shared mapping,
         // which drops page-table entries and keeps the memfd's bytes) change no byte that a reference shows.
-        unsafe { rustix::mm::madvise(start.0 as *mut _, bytes, advice) }
+        let answer = unsafe { libc::madvise(start.0 as *mut libc::c_void, bytes, advice) };
+        if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
     /// Whole pages of the view, cut to the view.
@@ -116,11 +160,11 @@ impl View for LinuxView {
     fn clear_failure(&self, range: Range<u64>) -> Result<()> {
         let (start, bytes) = self.locate(&range);
         failures::forget(start, bytes as u64);
-        self.advise(range, Advice::LinuxDontNeed).during("madvise(DONTNEED)")
+        self.advise(range, MADV_DONTNEED_LOCKED).during("madvise(DONTNEED_LOCKED)")
     }
 
     fn forget_touches(&self, range: Range<u64>) -> Result<()> {
-        self.advise(range, Advice::LinuxDontNeed).during("madvise(DONTNEED)")
+        self.advise(range, MADV_DONTNEED_LOCKED).during("madvise(DONTNEED_LOCKED)")
     }
 
     fn touched(&self, range: Range<u64>, parts: &mut Vec<Range<u64>>) -> Result<()> {
@@ -137,6 +181,7 @@ impl Drop for LinuxView {
         if !self.made_in.is_current() {
             return; // The child never had this range; something else may live there.
         }
+        self.siblings.remove(self.start());
         failures::forget(self.start(), self.mapped_bytes as u64);
         // SAFETY: we own the mapping, and nobody holds a reference into it, for those borrow from `self`.
         let _ = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.mapped_bytes) };

@@ -185,8 +185,8 @@ impl SeekTable {
 
     /// The bytes of the file that a frame takes.
     pub(super) fn packed_range(&self, frame: usize) -> Range<u64> {
-        self.frames[frame].packed_start
-            ..self.frames.get(frame + 1).map_or(self.packed_end, |f| f.packed_start)
+        let Frame { packed_start, packed_bytes, .. } = self.frames[frame];
+        packed_start..packed_start + u64::from(packed_bytes)
     }
 
     /// The checksum of a frame's bytes, if the table has any.
