@@ -123,6 +123,14 @@ pub fn pack(
             break;
         }
     }
+    if packed.frames == 0 {
+        // An empty file, too, begins as a zstd file does.
+        let frame = Compressor::new(options.level)?.compress(&[])?;
+        output.write_all(&frame)?;
+        table.push(frame.len() as u32, 0, Some(xxh64(&[], 0) as u32)).map_err(invalid)?;
+        packed.packed_bytes += frame.len() as u64;
+        packed.frames = 1;
+    }
     let table = table.encode();
     output.write_all(&table)?;
     output.flush()?;

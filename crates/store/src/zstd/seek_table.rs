@@ -97,7 +97,11 @@ impl Footer {
             let piece = (ENTRIES_READ * self.entry_bytes).min(end - at);
             for entry in read(at, piece as usize)?.chunks_exact(self.entry_bytes as usize) {
                 let checksum = (self.entry_bytes == 12).then(|| number(&entry[8..]));
-                if let Err(what) = table.push(number(entry), number(&entry[4..]), checksum) {
+                let (packed_bytes, bytes) = (number(entry), number(&entry[4..]));
+                if bytes == 0 {
+                    // Nothing will ever be looked for in it.
+                    table.packed_end += u64::from(packed_bytes);
+                } else if let Err(what) = table.push(packed_bytes, bytes, checksum) {
                     return Ok(Err(what));
                 }
             }
@@ -108,7 +112,7 @@ impl Footer {
 }
 
 impl SeekTable {
-    /// Adds the next frame. One that holds no bytes (of the object) is only passed over.
+    /// Adds the next frame.
     pub(super) fn push(
         &mut self,
         packed_bytes: u32,
@@ -123,14 +127,7 @@ impl SeekTable {
         if self.frames.len() >= FRAMES_MAX as usize || self.frames.try_reserve(1).is_err() {
             return Err("it has more frames than memory can hold".to_owned());
         }
-        if bytes > 0 {
-            self.frames.push(Frame {
-                packed_start: self.packed_end,
-                packed_bytes,
-                checksum,
-                start: self.end,
-            });
-        }
+        self.frames.push(Frame { packed_start: self.packed_end, packed_bytes, checksum, start: self.end });
         self.packed_end += u64::from(packed_bytes);
         self.end += u64::from(bytes);
         Ok(())
