@@ -1,0 +1,182 @@
+//! The budget is hard, as seen from outside the bookkeeping.
+
+use std::fs::File;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use omnimap::store::{Throttle, Throttled};
+use omnimap::{MapOptions, Mapping};
+use omnimap_testkit::{Prng, pattern, pattern_store, within};
+
+const LIMIT: Duration = Duration::from_secs(300);
+const MIB: u64 = 1 << 20;
+
+/// The tests here look at the whole process: one at a time.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn process_bytes() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: u64 = text.split_ascii_whitespace().nth(1).unwrap().parse().unwrap();
+    pages * omnimap::machine::page_bytes()
+}
+
+/// Runs `work` while memory is sampled; the greatest memory of the mapping, and of the process above its beginning.
+fn sampled(mapping: &Arc<Mapping>, before: u64, work: impl FnOnce()) -> (u64, u64) {
+    let stop = Arc::new(AtomicBool::new(false));
+    let (stopped, sampling) = (stop.clone(), mapping.clone());
+    let sampler = std::thread::spawn(move || {
+        let (mut resident, mut process) = (0, 0);
+        while !stopped.load(Ordering::Relaxed) {
+            resident = sampling.kernel_resident_bytes().unwrap().max(resident);
+            process = process_bytes().max(process);
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        (resident, process)
+    });
+    work();
+    stop.store(true, Ordering::Relaxed);
+    let (resident, process) = sampler.join().unwrap();
+    (resident, process.saturating_sub(before))
+}
+
+fn read_everything(mapping: &Mapping, threads: u64) {
+    std::thread::scope(|scope| {
+        for thread in 0..threads {
+            scope.spawn(move || {
+                let mut random = Prng::new(thread);
+                for _ in 0..300 {
+                    let at = random.below(mapping.len() as u64);
+                    assert_eq!(mapping[at as usize], pattern(at));
+                    let mut copy = vec![0; random.below(100_000).min(mapping.len() as u64 - at) as usize];
+                    mapping.read_at(at, &mut copy).unwrap();
+                    assert!((at..).zip(&copy).all(|(at, b)| *b == pattern(at)));
+                    let end = (at + 200_000).min(mapping.len() as u64);
+                    drop(mapping.prefetch(at..end).unwrap());
+                }
+            });
+        }
+    });
+    assert!((0..).zip(mapping.iter()).all(|(at, b)| *b == pattern(at)));
+}
+
+#[test]
+fn resident_bytes_never_exceed_the_budget() {
+    let _alone = alone();
+    let page = omnimap::machine::page_bytes();
+    let store = Arc::new(pattern_store(32 * MIB + 77));
+    for (budget, threads) in [(16 * MIB, 2), (4 * MIB, 16), (MIB / 2, 16), (16 * page, 4), (8 * page, 4)] {
+        let store = store.clone();
+        within(LIMIT, move || {
+            let before = process_bytes();
+            let mapping = Arc::new(MapOptions::new().budget(budget).map_shared(store).unwrap());
+            let (resident, process) = sampled(&mapping, before, || read_everything(&mapping, threads));
+            assert!(resident <= budget, "{resident} bytes were resident, {budget} is the budget");
+            assert!(resident > budget / 2, "only {resident} of {budget} were used: was it measured?");
+            assert!(process <= budget + 48 * MIB, "the process grew by {process}, {budget} is the budget");
+        });
+    }
+}
+
+#[test]
+fn a_slow_parallel_store_keeps_the_budget_and_is_kept_busy() {
+    let _alone = alone();
+    within(LIMIT, || {
+        let counting = Arc::new(omnimap::store::Counting::new(Arc::new(pattern_store(16 * MIB))));
+        let throttle =
+            Throttle { latency: Duration::from_millis(30), bytes_per_second_max: 1 << 30, in_flight_max: 64 };
+        let slow = Throttled::new(counting.clone(), throttle);
+        let mapping = Arc::new(MapOptions::new().budget(4 * MIB).map(slow).unwrap());
+        let (resident, _) = sampled(&mapping, 0, || {
+            let page = mapping.page_bytes();
+            let scattered: Vec<_> = (0..512).map(|i| i * 7 * page..i * 7 * page + 1).collect();
+            mapping.prefetch_many(&scattered).unwrap().wait().unwrap();
+            let reads = counting.counts().reads;
+            for range in &scattered {
+                assert_eq!(mapping[range.start as usize], pattern(range.start));
+            }
+            assert_eq!(counting.counts().reads, reads, "all was there");
+        });
+        assert!(resident <= 4 * MIB);
+        assert!(counting.counts().in_flight_greatest <= 64);
+    });
+}
+
+#[test]
+fn a_10_tib_object_costs_what_is_touched() {
+    let _alone = alone();
+    within(LIMIT, || {
+        let file = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        if let Err(error) = file.as_file().set_len(10 << 40) {
+            eprintln!("SKIPPED: a sparse file of 10 TiB: {error}");
+            return;
+        }
+        let page = omnimap::machine::page_bytes();
+        let before = process_bytes();
+        let mapping = MapOptions::new().budget(2000 * page).open(file.path()).unwrap();
+        let mut random = Prng::new(1);
+        for _ in 0..1000 {
+            assert_eq!(mapping[random.below(10 << 40) as usize], 0);
+        }
+        let resident = mapping.kernel_resident_bytes().unwrap();
+        assert!((900 * page..=1100 * page).contains(&resident), "{resident}");
+        let beside = process_bytes().saturating_sub(before).saturating_sub(resident);
+        assert!(beside < 16 * MIB, "{beside} bytes beside the pages");
+        assert_eq!(mapping.residency(0..mapping.len() as u64).unwrap().resident_bytes(), resident);
+    });
+}
+
+#[test]
+fn a_budget_that_is_too_small_is_refused_with_the_least() {
+    let page = omnimap::machine::page_bytes();
+    let error = MapOptions::new().budget(8 * page - 1).map(pattern_store(MIB)).unwrap_err().to_string();
+    assert!(error.contains(&(8 * page).to_string()), "{error}");
+    MapOptions::new().budget(8 * page).map(pattern_store(MIB)).unwrap();
+}
+
+/// Descriptors, threads and mappings, after many rounds of mapping and unmapping.
+#[test]
+fn nothing_is_left_behind() {
+    let _alone = alone();
+    let count = || {
+        let lines = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let views = lines.lines().filter(|l| l.contains("memfd:omnimap")).count();
+        (std::fs::read_dir("/proc/self/fd").unwrap().count(), views)
+    };
+    let threads = || {
+        let names = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+        names
+            .filter_map(|t| std::fs::read_to_string(t.path().join("comm")).ok())
+            .filter(|n| n.starts_with("omnimap-"))
+            .count()
+    };
+    within(LIMIT, move || {
+        // The first opens what stays open (the pagemap).
+        drop(MapOptions::new().budget(MIB).map(pattern_store(4 * MIB)).map(|m| m.iter().count()));
+        let before = count();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), vec![1; 3 * MIB as usize]).unwrap();
+        for i in 0..200 {
+            let mapping = MapOptions::new().budget(MIB).open(file.path()).unwrap();
+            assert_eq!(mapping[i], 1);
+            drop(mapping.prefetch(0..MIB).unwrap());
+        }
+        drop(file);
+        assert_eq!(count(), before);
+        // Threads end when their cache is dropped; the kernel may take a moment to forget the last.
+        let mut left = threads();
+        for _ in 0..200 {
+            if left == 0 {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+            left = threads();
+        }
+        assert_eq!(left, 0, "threads are left");
+    });
+    // And the file's descriptor was ours alone.
+    drop(File::open("/dev/null"));
+}
