@@ -206,6 +206,7 @@ impl Drop for PageCache {
             return; // The threads are in the parent, and so is whoever stops them.
         }
         inner.faults.close();
+        inner.workers.close();
         inner.fillers.close();
         inner.workers.wait_for_end();
         inner.fillers.wait_for_end();

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use omnimap_host::View;
+use omnimap_store::Answers;
 
 use crate::address_space::Reader;
 use crate::cache::PageCache;
 use crate::error::{Error, Result};
+use crate::fill::For;
 use crate::object::{Claim, MemoryObject};
 use crate::prefetch::Prefetch;
 use crate::readahead::{Bounds, Pattern};
@@ -246,7 +248,11 @@ impl MappedView {
                 Claim::Joined(transit) => transit,
                 Claim::Mine(fill) => {
                     let transit = fill.transit();
-                    inner.fill_for_waiter(fill, page);
+                    match inner.transfer(&self.object).answers {
+                        // What becomes of it, the transit tells.
+                        Answers::AtOnce | Answers::Promptly => drop(fill.run(For::Waiter(page))),
+                        Answers::Eventually => inner.fill_for_waiter(fill, page),
+                    }
                     transit
                 }
             };

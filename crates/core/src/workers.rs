@@ -1,29 +1,35 @@
-//! The threads that serve raw accesses: each takes a fault and fills the page itself.
+//! The threads that serve raw accesses.
 //!
-//! There is always one that waits for the next fault: when the last one gets busy it sees to it that there is
-//! another, up to a limit, and at the limit hands its fill to the fillers. So a slow fill delays no other page.
+//! One of them, the leader, waits for faults, and claims pages for them. A fill that may take time it makes itself, but
+//! first it lets a follower lead, so that a slow fill delays no other page. Only one thread waits in the kernel, so that
+//! a fault wakes one. When there may be no more threads, the leader hands the fill to the fillers.
 
+use std::hint;
 use std::io;
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use omnimap_host::{Address, Fault, SignalsBlocked, Waited};
+use omnimap_host::{Address, Fault, FaultStream, SignalsBlocked, Waited};
+use omnimap_store::Answers;
 
 use crate::cache::Inner;
-use crate::fill::For;
-use crate::object::Claim;
+use crate::fill::{Fill, For};
+use crate::object::{Claim, MemoryObject};
 use crate::readahead::Bounds;
 use crate::stats::{Counter, Resolution, count};
 use crate::sync::{Condvar, Mutex, lock, thread, wait_while};
 use crate::transit::Waiter;
+use crate::units::PageIndex;
 
-/// Workers that wait for a fault at a time; more would all be woken by each.
-const IDLE_MAX: usize = 2;
+/// How long a follower without work stays.
+const IDLE_TIME_MAX: Duration = Duration::from_secs(5);
 /// How long a dropped cache waits for workers that are in a store's hands.
 pub(crate) const END_WAIT_MAX: Duration = Duration::from_secs(2);
 
+/// How long a worker looks for the next fault before it sleeps: about what being woken costs.
+const SPIN_TIME_MAX: Duration = Duration::from_micros(40);
 /// How long a failed page goes on failing for accesses that do not try again by themselves.
 const FAILED_TIME_MAX: Duration = Duration::from_secs(1);
 
@@ -31,20 +37,30 @@ const FAILED_TIME_MAX: Duration = Duration::from_secs(1);
 pub(crate) struct Workers {
     threads_max: usize,
     state: Mutex<State>,
+    /// There is no leader, or the followers are to end.
+    vacant: Condvar,
     ended: Condvar,
 }
 
 #[derive(Default)]
 struct State {
     threads: usize,
-    idle: usize,
+    /// Whether somebody waits for faults, or is about to.
+    led: bool,
+    followers: usize,
+    closed: bool,
     /// When somebody last looked for accesses that have waited too long.
     looked_at: Option<Instant>,
 }
 
 impl Workers {
     pub(crate) fn new(threads_max: NonZeroUsize) -> Workers {
-        Workers { threads_max: threads_max.get(), state: Mutex::default(), ended: Condvar::new() }
+        Workers {
+            threads_max: threads_max.get(),
+            state: Mutex::default(),
+            vacant: Condvar::new(),
+            ended: Condvar::new(),
+        }
     }
 
     /// Starts the first worker, unless there is one.
@@ -59,39 +75,63 @@ impl Workers {
         spawn(inner)
     }
 
+    /// Lets the followers end; the leader is told by the stream of faults.
+    pub(crate) fn close(&self) {
+        lock(&self.state).closed = true;
+        self.vacant.notify_all();
+    }
+
     pub(crate) fn wait_for_end(&self) {
         drop(wait_while(&self.ended, lock(&self.state), END_WAIT_MAX, |s| s.threads > 0));
     }
 
-    fn become_idle(&self) {
-        lock(&self.state).idle += 1;
+    /// Waits until there is no leader, and becomes it; `false` if the worker is not needed any more, and then it is gone.
+    fn lead(&self) -> bool {
+        let mut state = lock(&self.state);
+        state.followers += 1;
+        loop {
+            let (again, in_time) = wait_while(&self.vacant, state, IDLE_TIME_MAX, |s| s.led && !s.closed);
+            state = again;
+            // One stays, however long there is nothing to do: the next fault should not wait for a thread.
+            if state.closed || (!in_time && state.followers > 1) {
+                break;
+            }
+            if !state.led {
+                state.led = true;
+                state.followers -= 1;
+                return true;
+            }
+        }
+        state.followers -= 1;
+        state.threads -= 1;
+        drop(state);
+        self.ended.notify_all();
+        false
     }
 
-    /// Called by a worker with a fault in its hands; whether it may get stuck with it, for another waits for the next.
-    fn become_busy(&self, inner: &Arc<Inner>) -> bool {
+    /// Lets another lead; `false` if there can be no other, and the caller goes on leading.
+    fn hand_over(&self, inner: &Arc<Inner>) -> bool {
         {
             let mut state = lock(&self.state);
-            state.idle -= 1;
-            if state.idle > 0 {
+            if state.followers > 0 {
+                state.led = false;
+                drop(state);
+                self.vacant.notify_one();
                 return true;
             }
             if state.threads >= self.threads_max {
                 return false;
             }
             state.threads += 1;
+            state.led = false;
         }
-        spawn(inner).is_ok()
-    }
-
-    /// Called by an idle worker with nothing to do; `true` if it is one too many, and then it is gone.
-    fn may_leave(&self) -> bool {
-        let mut state = lock(&self.state);
-        let surplus = state.idle > IDLE_MAX;
-        if surplus {
-            state.idle -= 1;
-            state.threads -= 1;
+        let spawned = spawn(inner).is_ok();
+        if !spawned {
+            // Unless a follower came meanwhile, and leads.
+            let mut state = lock(&self.state);
+            return std::mem::replace(&mut state.led, true);
         }
-        surplus
+        spawned
     }
 
     /// Whether it is time, and the caller's turn, to look for accesses that have waited too long.
@@ -104,9 +144,10 @@ impl Workers {
         due
     }
 
-    fn leave(&self, was_idle: bool) {
+    /// The caller, who leads or has just been counted, is gone.
+    fn leave(&self, leading: bool) {
         let mut state = lock(&self.state);
-        state.idle -= usize::from(was_idle);
+        state.led &= !leading;
         state.threads -= 1;
         drop(state);
         self.ended.notify_all();
@@ -139,31 +180,64 @@ fn work(inner: &Arc<Inner>) {
     let workers = inner.workers();
     // Often enough to notice that somebody has waited too long.
     let tick = (inner.options.fill_time_max / 4).clamp(Duration::from_millis(10), Duration::from_secs(1));
-    workers.become_idle();
-    loop {
-        match inner.faults.take() {
-            Ok(Some(fault)) => {
-                let may_block = workers.become_busy(inner);
-                let resolution = serve(inner, fault, Instant::now(), may_block);
-                tracing::trace!(address = %fault.address, ?resolution, "fault");
-                workers.become_idle();
-            }
-            Ok(None) => match inner.faults.wait(tick) {
-                Ok(Waited::Ready) => {}
-                Ok(Waited::TimedOut) => {
-                    if workers.may_leave() {
-                        workers.ended.notify_all();
-                        return;
+    let mut spin = Spin::default();
+    while workers.lead() {
+        // Leads until a fill takes it out of the lead.
+        loop {
+            match spin.take(&*inner.faults) {
+                Ok(Some(fault)) => {
+                    let served = serve(inner, fault, Instant::now());
+                    tracing::trace!(address = %fault.address, resolution = ?served.resolution, "fault");
+                    if !served.leads {
+                        break;
                     }
                 }
-                Ok(Waited::Closed) => return workers.leave(true),
+                Ok(None) => match inner.faults.wait(tick) {
+                    Ok(Waited::Ready | Waited::TimedOut) => {}
+                    Ok(Waited::Closed) => return workers.leave(true),
+                    Err(error) => lost(&error),
+                },
                 Err(error) => lost(&error),
-            },
-            Err(error) => lost(&error),
+            }
+            if workers.is_time_to_look(tick) {
+                expire(inner);
+            }
         }
-        if workers.is_time_to_look(tick) {
-            expire(inner);
+    }
+}
+
+/// Looks for faults for a while before sleeping, as long as that has paid lately.
+struct Spin {
+    time: Duration,
+}
+
+impl Default for Spin {
+    fn default() -> Spin {
+        Spin { time: Duration::ZERO }
+    }
+}
+
+impl Spin {
+    fn take(&mut self, faults: &dyn FaultStream) -> omnimap_host::Result<Option<Fault>> {
+        let first = faults.take()?;
+        if first.is_some() {
+            // It came while the last was served, or woke us: the next may come as soon.
+            self.time = (self.time * 2).clamp(SPIN_TIME_MAX / 8, SPIN_TIME_MAX);
+            return Ok(first);
         }
+        if self.time.is_zero() {
+            return Ok(None);
+        }
+        let begin = Instant::now();
+        while begin.elapsed() < self.time {
+            hint::spin_loop();
+            let found = faults.take()?;
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        self.time /= 2;
+        Ok(None)
     }
 }
 
@@ -186,7 +260,14 @@ fn expire(inner: &Inner) {
     }
 }
 
-fn serve(inner: &Arc<Inner>, fault: Fault, since: Instant, may_block: bool) -> Resolution {
+/// What became of a fault, and whether the worker that served it leads still.
+struct Served {
+    resolution: Resolution,
+    leads: bool,
+}
+
+fn serve(inner: &Arc<Inner>, fault: Fault, since: Instant) -> Served {
+    let leading = |resolution| Served { resolution, leads: true };
     let Some(located) = inner.space.locate(fault.address) else {
         count(None, &inner.counters, Counter::faults_unmapped, 1);
         // It will find out for itself (SIGSEGV), or whatever is mapped there now. Until the range is really gone it comes
@@ -195,7 +276,7 @@ fn serve(inner: &Arc<Inner>, fault: Fault, since: Instant, may_block: bool) -> R
         let start = Address(fault.address.0 - fault.address.0 % page_bytes as usize);
         let _ = inner.faults.wake(start, page_bytes);
         thread::yield_now();
-        return Resolution::Unmapped;
+        return leading(Resolution::Unmapped);
     };
     let object = &located.object;
     let bounds = Bounds {
@@ -212,24 +293,26 @@ fn serve(inner: &Arc<Inner>, fault: Fault, since: Instant, may_block: bool) -> R
         Claim::Resident => {
             object.count(Counter::faults_resident, 1);
             inner.wake(object, &[waiter]);
-            Resolution::Resident
+            leading(Resolution::Resident)
         }
         Claim::Joined(_) => {
             object.count(Counter::faults_joined, 1);
-            Resolution::Joined
+            leading(Resolution::Joined)
         }
-        Claim::Mine(fill) if may_block => match fill.run(For::Waiter(located.page)) {
-            Ok(resolution) => {
-                object.count(Counter::faults_filled, 1);
-                resolution
-            }
-            Err(_) => Resolution::Failed,
-        },
-        Claim::Mine(fill) => {
-            // The filler does not know that this is a fault; failed ones are counted where they fail.
-            object.count(Counter::faults_filled, 1);
-            inner.fill_for_waiter(fill, located.page);
-            Resolution::Filled
-        }
+        Claim::Mine(fill) => fill_for_fault(inner, object, fill, located.page),
     }
+}
+
+fn fill_for_fault(inner: &Arc<Inner>, object: &Arc<MemoryObject>, fill: Fill, page: PageIndex) -> Served {
+    // Failed ones are counted where they fail.
+    object.count(Counter::faults_filled, 1);
+    // The last thread that may be must not get stuck; and memory is no place to get stuck in, unless there is no room.
+    let at_once = inner.transfer(object).answers == Answers::AtOnce && inner.has_room();
+    let leads = if at_once { true } else { !inner.workers().hand_over(inner) };
+    if leads && !at_once {
+        inner.fill_for_waiter(fill, page);
+        return Served { resolution: Resolution::Filled, leads };
+    }
+    let resolution = fill.run(For::Waiter(page)).unwrap_or(Resolution::Failed);
+    Served { resolution, leads }
 }

@@ -130,8 +130,9 @@ fn sigbus_sent_by_somebody_does_what_it_did_before() {
             unsafe { libc::signal(libc::SIGBUS, libc::SIG_DFL) };
             let (_, mapping) = faulty();
             assert_eq!(mapping[0], pattern(0));
+            let process = std::process::id() as libc::pid_t;
             // SAFETY: a signal to this process.
-            unsafe { libc::kill(libc::getpid(), libc::SIGBUS) };
+            unsafe { libc::kill(process, libc::SIGBUS) };
             std::thread::sleep(Duration::from_secs(1));
         }
         Some(output) => assert_eq!(output.status.signal(), Some(libc::SIGBUS)),

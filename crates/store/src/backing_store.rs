@@ -161,17 +161,30 @@ pub struct Transfer {
     pub preferred_bytes: NonZeroUsize,
     /// Requests that may be under way together and still help each other.
     pub in_flight_max: NonZeroUsize,
+    /// How long a request may take.
+    pub answers: Answers,
+}
+
+/// How long a store may take to answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answers {
+    /// From memory, without waiting for anything.
+    AtOnce,
+    /// As long as a local disk takes: whoever wants bytes asks for them himself.
+    Promptly,
+    /// Any time, or none: whoever wants bytes lets another thread ask, and waits as long as he is willing to.
+    Eventually,
 }
 
 impl Default for Transfer {
-    /// A local disk: 1 MiB, 32 in flight.
+    /// As a local disk, 1 MiB and 32 in flight; but nothing is promised about time.
     fn default() -> Self {
         const { Transfer::new(1 << 20, 32) }
     }
 }
 
 impl Transfer {
-    /// Both numbers; 0 counts as 1.
+    /// Both numbers, where 0 counts as 1; nothing is promised about time.
     pub const fn new(preferred_bytes: usize, in_flight_max: usize) -> Transfer {
         const fn at_least_one(n: usize) -> NonZeroUsize {
             match NonZeroUsize::new(n) {
@@ -182,7 +195,13 @@ impl Transfer {
         Transfer {
             preferred_bytes: at_least_one(preferred_bytes),
             in_flight_max: at_least_one(in_flight_max),
+            answers: Answers::Eventually,
         }
+    }
+
+    /// The same, from a store of which more is known.
+    pub const fn answering(self, answers: Answers) -> Transfer {
+        Transfer { answers, ..self }
     }
 }
 

@@ -12,7 +12,7 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use crate::aligned::is_aligned;
-use crate::{AlignedBytes, BackingStore, Result, StoreError, Transfer, Version, Writability};
+use crate::{AlignedBytes, Answers, BackingStore, Result, StoreError, Transfer, Version, Writability};
 
 /// Bytes that pass through a bounce buffer at a time.
 const BOUNCE_BYTES: usize = 256 << 10;
@@ -208,7 +208,7 @@ impl BackingStore for FileStore {
     }
 
     fn transfer(&self) -> Transfer {
-        Transfer::default()
+        Transfer::default().answering(Answers::Promptly)
     }
 
     fn version(&self) -> Option<Version> {

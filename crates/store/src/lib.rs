@@ -18,7 +18,7 @@ mod open;
 mod zstd;
 
 pub use aligned::AlignedBytes;
-pub use backing_store::{BackingStore, Transfer, Version, Writability};
+pub use backing_store::{Answers, BackingStore, Transfer, Version, Writability};
 pub use decorate::Decorator;
 pub use decorate::counting::{Counting, Counts};
 pub use decorate::faulty::{Faulty, Misbehaviour};

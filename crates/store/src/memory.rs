@@ -2,7 +2,7 @@
 
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use crate::{BackingStore, Result, StoreError, Transfer, Version, Writability};
+use crate::{Answers, BackingStore, Result, StoreError, Transfer, Version, Writability};
 
 /// Bytes in memory: for tests, for benchmarks of the engine, for data made by the program.
 ///
@@ -50,7 +50,7 @@ impl BackingStore for MemoryStore {
     }
 
     fn transfer(&self) -> Transfer {
-        Transfer::new(128 << 10, 64)
+        Transfer::new(128 << 10, 64).answering(Answers::AtOnce)
     }
 
     fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<usize> {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::Decorator;
-use crate::{BackingStore, Result, StoreError};
+use crate::{Answers, BackingStore, Result, StoreError, Transfer};
 
 /// What happens to a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,6 +139,10 @@ impl Faulty {
 }
 
 impl Decorator for Faulty {
+    fn transfer(&self) -> Transfer {
+        Transfer { answers: Answers::Eventually, ..self.inner.transfer() }
+    }
+
     fn inner(&self) -> &dyn BackingStore {
         &self.inner
     }

@@ -8,7 +8,7 @@ use xxhash_rust::xxh64::xxh64;
 use zstd::bulk::Decompressor;
 
 use super::seek_table::{FOOTER_BYTES, Footer, SeekTable};
-use crate::{BackingStore, Result, StoreError, Transfer, Version};
+use crate::{Answers, BackingStore, Result, StoreError, Transfer, Version};
 
 /// A frame longer than this cannot be mapped: one byte of it costs as much memory beside the budget.
 const FRAME_BYTES_MAX: u64 = 64 << 20;
@@ -228,7 +228,12 @@ impl BackingStore for ZstdStore {
     }
 
     fn transfer(&self) -> Transfer {
-        self.packed.transfer()
+        let packed = self.packed.transfer();
+        match packed.answers {
+            // Unpacking takes its time, wherever the packed bytes are.
+            Answers::AtOnce => packed.answering(Answers::Promptly),
+            _ => packed,
+        }
     }
 
     fn chunk_at(&self, offset: u64) -> Range<u64> {
