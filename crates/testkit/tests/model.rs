@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use omnimap_core::{CacheOptions, Error, MappedView, PageCache};
 use omnimap_host::Address;
-use omnimap_store::{BackingStore, Result, StoreError};
+use omnimap_store::{Answers, BackingStore, Result, StoreError, Transfer};
 use omnimap_testkit::{Outcome, Prng, SimulatedHost, explore, pattern, thread};
 
 const PAGE: u64 = 16;
@@ -18,7 +18,10 @@ const LENGTH: u64 = OBJECT_PAGES * PAGE - 5;
 /// Gives the pattern; others may run while it does. Fails as long as it is told to.
 struct Store {
     chunk_pages: u64,
+    answers: Answers,
     fails: AtomicBool,
+    /// Page 0 does not come as long as this holds.
+    holds: AtomicBool,
 }
 
 impl BackingStore for Store {
@@ -28,6 +31,9 @@ impl BackingStore for Store {
     fn len(&self) -> u64 {
         LENGTH
     }
+    fn transfer(&self) -> Transfer {
+        Transfer::new(4 * PAGE as usize, 4).answering(self.answers)
+    }
     fn chunk_at(&self, offset: u64) -> std::ops::Range<u64> {
         let chunk = self.chunk_pages * PAGE;
         let start = offset / chunk * chunk;
@@ -35,6 +41,9 @@ impl BackingStore for Store {
     }
     fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<usize> {
         thread::yield_now();
+        while offset == 0 && self.holds.load(Ordering::SeqCst) {
+            thread::yield_now();
+        }
         if self.fails.load(Ordering::SeqCst) {
             return Err(StoreError::Corrupt { what: "as told".to_owned() });
         }
@@ -58,12 +67,21 @@ type Work = Box<dyn FnOnce(&Scene) + Send>;
 
 impl Scene {
     fn new(chunk_pages: u64) -> Scene {
+        Self::with(chunk_pages, Answers::Eventually)
+    }
+
+    fn with(chunk_pages: u64, answers: Answers) -> Scene {
         let host = Arc::new(SimulatedHost::new(PAGE, BUDGET_PAGES * PAGE));
         let mut options = CacheOptions::new(BUDGET_PAGES * PAGE);
         options.workers_max = 3.try_into().unwrap();
         options.fillers_max = 2.try_into().unwrap();
         let cache = PageCache::new(host.clone(), options).unwrap();
-        let store = Arc::new(Store { chunk_pages, fails: AtomicBool::new(false) });
+        let store = Arc::new(Store {
+            chunk_pages,
+            answers,
+            fails: AtomicBool::new(false),
+            holds: AtomicBool::new(false),
+        });
         let object = cache.open(store.clone()).unwrap();
         let view = Arc::new(cache.map(&object, 0, LENGTH, 8 * PAGE).unwrap());
         let start = host.views()[0];
@@ -205,10 +223,9 @@ fn pins_hold_their_pages_and_leave_room_for_others() {
 }
 
 /// Half of the budget is pinned, and more fills are under way than the other half has room for.
-#[test]
-fn a_crowd_gets_through_a_narrow_budget() {
-    explore(|| {
-        let scene = Scene::new(2);
+fn crowd(answers: Answers) {
+    explore(move || {
+        let scene = Scene::with(2, answers);
         let raw = |seed| -> Work {
             Box::new(move |scene: &Scene| {
                 let mut random = Prng::new(seed);
@@ -228,6 +245,21 @@ fn a_crowd_gets_through_a_narrow_budget() {
         });
         together(scene, vec![pinned, raw(1), raw(2), raw(3), checked]);
     });
+}
+
+#[test]
+fn a_crowd_gets_through_a_narrow_budget() {
+    crowd(Answers::Eventually);
+}
+
+#[test]
+fn a_crowd_gets_through_when_readers_fill_for_themselves() {
+    crowd(Answers::Promptly);
+}
+
+#[test]
+fn a_crowd_gets_through_when_the_leader_fills() {
+    crowd(Answers::AtOnce);
 }
 
 #[test]
@@ -259,6 +291,22 @@ fn a_failing_store_costs_no_budget() {
         });
         let touching: Work = Box::new(|scene| (0..6).for_each(|page| drop(scene.touch(page + 1))));
         together(scene, vec![failing, touching]);
+    });
+}
+
+#[test]
+fn a_slow_fill_delays_no_other_page() {
+    explore(|| {
+        let scene = Scene::new(1);
+        scene.store.holds.store(true, Ordering::SeqCst);
+        let slow: Work = Box::new(|scene| scene.expect_page(0));
+        let others: Work = Box::new(|scene| {
+            scene.expect_page(5);
+            scene.expect_read(7 * PAGE, 3);
+            scene.expect_page(20);
+            scene.store.holds.store(false, Ordering::SeqCst);
+        });
+        together(scene, vec![slow, others]);
     });
 }
 
