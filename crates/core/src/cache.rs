@@ -17,7 +17,7 @@ use crate::mapped_view::MappedView;
 use crate::object::MemoryObject;
 use crate::readahead::Streams;
 use crate::replacement::{ObjectId, Replacement};
-use crate::stats::{Counters, Stats};
+use crate::stats::{self, Counters, Stats};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Mutex, RwLock, read, write};
 use crate::transit::Waiter;
@@ -262,9 +262,7 @@ impl Inner {
         for waiter in waiters {
             match waiter {
                 Waiter::Raw { address, since, .. } => {
-                    let waited = since.elapsed();
-                    object.counters.waiting.record(waited);
-                    self.counters.waiting.record(waited);
+                    stats::waited(&object.counters, &self.counters, since.elapsed());
                     if let Err(error) = self.faults.wake(*address, self.page.bytes()) {
                         tracing::error!(%address, %error, "a thread cannot be woken; aborting");
                         std::process::abort();

@@ -14,7 +14,7 @@ use crate::fill::For;
 use crate::object::{Claim, MemoryObject};
 use crate::prefetch::Prefetch;
 use crate::readahead::{Bounds, Pattern};
-use crate::stats::{Counter, Stats};
+use crate::stats::{self, Counter, Stats};
 use crate::sync::atomic::Ordering;
 use crate::sync::lock;
 use crate::transit::{Waited, Waiter};
@@ -266,8 +266,7 @@ impl MappedView {
                 }
             }
         };
-        self.object.counters.waiting.record(since.elapsed());
-        inner.counters.waiting.record(since.elapsed());
+        stats::waited(&self.object.counters, &inner.counters, since.elapsed());
         outcome
     }
 

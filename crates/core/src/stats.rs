@@ -118,6 +118,14 @@ pub(crate) fn count(object: Option<&Counters>, cache: &Counters, counter: Counte
     metrics::counter!(counter.name()).increment(by);
 }
 
+/// Notes how long an access to an object waited.
+pub(crate) fn waited(object: &Counters, cache: &Counters, time: Duration) {
+    object.waiting.record(time);
+    cache.waiting.record(time);
+    #[cfg(feature = "metrics")]
+    metrics::histogram!("omnimap_waiting_seconds").record(time.as_secs_f64());
+}
+
 const BUCKETS: usize = 32;
 
 /// Durations by powers of two of a microsecond.
@@ -127,12 +135,10 @@ pub(crate) struct Histogram {
 }
 
 impl Histogram {
-    pub(crate) fn record(&self, time: Duration) {
+    fn record(&self, time: Duration) {
         let microseconds = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
         let bucket = (u64::BITS - microseconds.leading_zeros()) as usize;
         self.buckets[bucket.min(BUCKETS - 1)].fetch_add(1, Relaxed);
-        #[cfg(feature = "metrics")]
-        metrics::histogram!("omnimap_waiting_seconds").record(time.as_secs_f64());
     }
 
     fn times(&self) -> WaitingTimes {
