@@ -79,11 +79,13 @@ impl Inner {
             match step {
                 Step::Forget(pages) => {
                     looks_left = looks_left.saturating_sub(pages.len() as u64);
-                    self.for_runs(pages, |object, run| object.put_on_probation(run));
+                    self.for_runs(pages, |object, runs| object.put_on_probation(runs));
                 }
                 Step::Judge(pages) => {
                     looks_left = looks_left.saturating_sub(pages.len() as u64);
-                    self.for_runs(pages, |object, run| evicted += object.judge(run, spare));
+                    self.for_runs(pages, |object, runs| {
+                        evicted += runs.iter().map(|run| object.judge(*run, spare)).sum::<u64>();
+                    });
                 }
                 Step::Exhausted => break,
             }
@@ -91,14 +93,16 @@ impl Inner {
         evicted
     }
 
-    /// Calls `work` with each run of neighbouring pages; those of objects that are gone are left out.
-    fn for_runs(&self, mut pages: Vec<CachedPage>, mut work: impl FnMut(&Arc<MemoryObject>, PageRange)) {
+    /// Calls `work` with the runs of neighbouring pages of each object; those of objects that are gone are left out.
+    fn for_runs(&self, mut pages: Vec<CachedPage>, mut work: impl FnMut(&Arc<MemoryObject>, &[PageRange])) {
         pages.sort_unstable();
-        let neighbours = |a: &CachedPage, b: &CachedPage| a.object == b.object && a.page.next() == b.page;
-        for run in pages.chunk_by(neighbours) {
-            if let Some(object) = self.object(run[0].object) {
-                work(&object, PageRange::new(run[0].page.0, run[0].page.0 + run.len() as u64));
-            }
+        for pages in pages.chunk_by(|a, b| a.object == b.object) {
+            let Some(object) = self.object(pages[0].object) else { continue };
+            let runs: Vec<PageRange> = pages
+                .chunk_by(|a, b| a.page.next() == b.page)
+                .map(|run| PageRange::new(run[0].page.0, run[0].page.0 + run.len() as u64))
+                .collect();
+            work(&object, &runs);
         }
     }
 
@@ -113,7 +117,7 @@ impl Inner {
             replacement.take_all()
         };
         for (queue, pages) in all {
-            self.for_runs(pages, |object, run| object.requeue(run, queue));
+            self.for_runs(pages, |object, runs| runs.iter().for_each(|run| object.requeue(*run, queue)));
         }
         // Whoever found the queues empty meanwhile looks again.
         self.budget.evictable();
@@ -122,18 +126,17 @@ impl Inner {
 
 impl MemoryObject {
     /// Forgets who used the pages, so that it can be told later.
-    fn put_on_probation(&self, run: PageRange) {
+    fn put_on_probation(&self, runs: &[PageRange]) {
         if self.view_count() <= VIEWS_ASKED_MAX {
-            self.for_views(run, |view, _, bytes| {
-                if let Err(error) = view.forget_touches(bytes) {
-                    // mlock(2) by the program, for one: such pages look used for ever, and cost a look each time.
-                    tracing::trace!(object = %self.name, %error, "touches cannot be forgotten");
+            self.for_views(runs, |view, _, ranges| {
+                if let Err(error) = view.forget_touches(ranges) {
+                    tracing::debug!(object = %self.name, %error, "touches cannot be forgotten");
                 }
             });
         }
         let mut pages = self.pages();
         let mut replacement = lock(&self.cache.replacement);
-        for page in run.iter() {
+        for page in runs.iter().flat_map(|run| run.iter()) {
             pages.table.set_read(page, false);
             replacement.put(Queue::Probation, CachedPage { object: self.id, page });
         }
@@ -144,9 +147,9 @@ impl MemoryObject {
         let mut used = vec![false; run.count() as usize];
         if spare == Spare::Used && self.view_count() <= VIEWS_ASKED_MAX {
             let mut parts = Vec::new();
-            self.for_views(run, |view, view_pages, bytes| {
+            self.for_views(&[run], |view, view_pages, ranges| {
                 parts.clear();
-                if view.touched(bytes, &mut parts).is_err() {
+                if ranges.iter().any(|range| view.touched(range.clone(), &mut parts).is_err()) {
                     return; // Without the pagemap all count as unused: first in, first out.
                 }
                 for part in &parts {

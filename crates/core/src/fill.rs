@@ -142,9 +142,9 @@ impl Fill {
             }
             let mut state = self.transit.lock();
             state.range = keep;
+            self.transit.notify(&state);
             state.waiters.extract_if(.., |w| !keep.contains(w.page())).collect()
         };
-        self.transit.notify();
         self.range = keep;
         let surplus = self.reserved.saturating_sub(keep.count());
         self.reserved -= surplus;

@@ -170,8 +170,11 @@ impl Inner {
         let queued = state.urgent.len() + state.later.len();
         let spawn = queued > state.idle && state.threads < fillers.threads_max;
         state.threads += usize::from(spawn);
+        let wake = state.idle > 0;
         drop(state);
-        fillers.work.notify_one();
+        if wake {
+            fillers.work.notify_one();
+        }
         if !spawn {
             return;
         }

@@ -288,14 +288,21 @@ impl MemoryObject {
         write(&self.views).retain(|v| v.view.start() != start);
     }
 
-    /// Calls `work` with each view of some of the pages: the view, the pages, and their bytes within the view.
-    pub(crate) fn for_views(&self, range: PageRange, mut work: impl FnMut(&dyn View, PageRange, Range<u64>)) {
+    /// Calls `work` with each view of some of the pages: the view, its pages, and the bytes of those within it.
+    pub(crate) fn for_views(
+        &self,
+        runs: &[PageRange],
+        mut work: impl FnMut(&dyn View, PageRange, &[Range<u64>]),
+    ) {
+        let mut ranges = Vec::with_capacity(runs.len());
         for view in read(&self.views).iter() {
-            let part = view.pages.intersect(range);
-            if !part.is_empty() {
-                let start = view.pages.start.0;
-                let inside = PageRange::new(part.start.0 - start, part.end.0 - start);
-                work(&*view.view, view.pages, self.cache.page.bytes_of(inside));
+            let start = view.pages.start.0;
+            let shown = runs.iter().map(|run| view.pages.intersect(*run)).filter(|part| !part.is_empty());
+            let inside = shown.map(|part| PageRange::new(part.start.0 - start, part.end.0 - start));
+            ranges.clear();
+            ranges.extend(inside.map(|part| self.cache.page.bytes_of(part)));
+            if !ranges.is_empty() {
+                work(&*view.view, view.pages, &ranges);
             }
         }
     }
@@ -385,8 +392,8 @@ impl MemoryObject {
             Outcome::Retry => {}
         }
         state.outcome = Some(outcome);
+        transit.notify(&state);
         drop(state);
-        transit.notify();
         (waiters, poisoned)
     }
 

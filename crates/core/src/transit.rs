@@ -22,6 +22,8 @@ pub(crate) struct TransitState {
     pub(crate) range: PageRange,
     pub(crate) waiters: Vec<Waiter>,
     pub(crate) outcome: Option<Outcome>,
+    /// Threads in [`Transit::wait`]: waking nobody costs a system call all the same.
+    sleepers: u32,
 }
 
 /// Who waits for a page.
@@ -86,7 +88,7 @@ impl TransitState {
 
 impl Transit {
     pub(crate) fn new(range: PageRange, waiter: Option<Waiter>) -> Arc<Transit> {
-        let state = TransitState { range, waiters: waiter.into_iter().collect(), outcome: None };
+        let state = TransitState { range, waiters: waiter.into_iter().collect(), outcome: None, sleepers: 0 };
         Arc::new(Transit { state: Mutex::new(state), ended: Condvar::new() })
     }
 
@@ -98,15 +100,20 @@ impl Transit {
         self.lock().range.contains(page)
     }
 
-    /// To be called after the state was changed.
-    pub(crate) fn notify(&self) {
-        self.ended.notify_all();
+    /// To be called after the state was changed, with it locked.
+    pub(crate) fn notify(&self, state: &TransitState) {
+        if state.sleepers > 0 {
+            self.ended.notify_all();
+        }
     }
 
     /// Waits for the fate of a page for which a [`Waiter::Checked`] stands in the list.
     pub(crate) fn wait(&self, page: PageIndex, limit: Duration) -> Waited {
         let under_way = |s: &mut TransitState| s.outcome.is_none() && s.range.contains(page);
-        let (mut state, _) = wait_while(&self.ended, self.lock(), limit, under_way);
+        let mut state = self.lock();
+        state.sleepers += 1;
+        let (mut state, _) = wait_while(&self.ended, state, limit, under_way);
+        state.sleepers -= 1;
         if !state.range.contains(page) {
             return Waited::Retry;
         }

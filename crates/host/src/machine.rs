@@ -117,8 +117,10 @@ pub trait View: Send + Sync {
     /// Takes [`fail`](Self::fail) back.
     fn clear_failure(&self, range: Range<u64>) -> Result<()>;
 
-    /// Takes the pages out of the page tables, so that [`touched`](Self::touched) tells who was used since.
-    fn forget_touches(&self, range: Range<u64>) -> Result<()>;
+    /// Takes pages out of the page tables, so that [`touched`](Self::touched) tells which were used since.
+    ///
+    /// Many ranges at a time, for each costs an interrupt of the other processors when it comes alone.
+    fn forget_touches(&self, ranges: &[Range<u64>]) -> Result<()>;
 
     /// Appends the parts of the range that were touched since they were filled or forgotten.
     fn touched(&self, range: Range<u64>, parts: &mut Vec<Range<u64>>) -> Result<()>;

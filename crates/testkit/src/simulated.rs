@@ -321,10 +321,12 @@ impl View for SimulatedView {
         Ok(())
     }
 
-    fn forget_touches(&self, range: Range<u64>) -> Result<()> {
+    fn forget_touches(&self, ranges: &[Range<u64>]) -> Result<()> {
         self.with_state(|view, page_bytes| {
-            let pages = range.start / page_bytes..range.end.div_ceil(page_bytes);
-            view.touched.retain(|page| !pages.contains(page));
+            for range in ranges {
+                let pages = range.start / page_bytes..range.end.div_ceil(page_bytes);
+                view.touched.retain(|page| !pages.contains(page));
+            }
         });
         Ok(())
     }

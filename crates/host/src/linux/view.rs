@@ -5,6 +5,7 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags};
@@ -135,6 +136,42 @@ impl LinuxView {
     }
 }
 
+/// Drops the page-table entries of parts of shared views of ours: in one call where the kernel can.
+fn drop_entries(parts: &[libc::iovec]) -> io::Result<()> {
+    // Linux 6.14, both: the process itself as a target, and any advice for it.
+    const PIDFD_SELF: libc::c_long = -10000;
+    static TOGETHER: AtomicBool = AtomicBool::new(true);
+    let mut done = 0;
+    while done < parts.len() && TOGETHER.load(Ordering::Relaxed) {
+        let batch = &parts[done..(done + libc::UIO_MAXIOV as usize).min(parts.len())];
+        // SAFETY: process_madvise(2) reads the array. The parts are in shared views, so DONTNEED drops page-table entries
+        // and keeps the memfd's bytes.
+        let advised = unsafe {
+            libc::syscall(
+                libc::SYS_process_madvise,
+                PIDFD_SELF,
+                batch.as_ptr(),
+                batch.len(),
+                libc::c_long::from(MADV_DONTNEED_LOCKED),
+                0,
+            )
+        };
+        let whole: usize = batch.iter().map(|part| part.iov_len).sum();
+        if advised == whole as libc::c_long {
+            done += batch.len();
+        } else {
+            TOGETHER.store(false, Ordering::Relaxed);
+        }
+    }
+    for part in &parts[done..] {
+        // SAFETY: as above.
+        if unsafe { libc::madvise(part.iov_base, part.iov_len, MADV_DONTNEED_LOCKED) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
 impl View for LinuxView {
     fn start(&self) -> Address {
         Address(self.start.as_ptr() as usize)
@@ -163,8 +200,13 @@ impl View for LinuxView {
         self.advise(range, MADV_DONTNEED_LOCKED).during("madvise(DONTNEED_LOCKED)")
     }
 
-    fn forget_touches(&self, range: Range<u64>) -> Result<()> {
-        self.advise(range, MADV_DONTNEED_LOCKED).during("madvise(DONTNEED_LOCKED)")
+    fn forget_touches(&self, ranges: &[Range<u64>]) -> Result<()> {
+        let parts: Vec<libc::iovec> = ranges
+            .iter()
+            .map(|range| self.locate(range))
+            .map(|(start, bytes)| libc::iovec { iov_base: start.0 as *mut libc::c_void, iov_len: bytes })
+            .collect();
+        drop_entries(&parts).during("madvise(DONTNEED_LOCKED)")
     }
 
     fn touched(&self, range: Range<u64>, parts: &mut Vec<Range<u64>>) -> Result<()> {
