@@ -152,6 +152,9 @@ fn mappings_share_the_budget_of_a_cache() {
             assert!(resident <= MIB, "{resident}");
         }
         drop(mappings);
-        assert_eq!(cache.stats().pages_resident, 0, "the budget is whole again");
+        // A thread that was reading ahead may hold an object for a moment; that it lets go is what `within` is for.
+        while cache.stats().pages_resident > 0 {
+            std::thread::yield_now();
+        }
     });
 }
