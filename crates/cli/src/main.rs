@@ -54,10 +54,23 @@ fn main() -> ExitCode {
         Err(error) if is_broken_pipe(&error) => ExitCode::from(BROKEN_PIPE),
         Err(error) => {
             // With standard error closed there is nobody to tell.
-            let _ = writeln!(io::stderr(), "omnimap: {error:#}");
+            let _ = writeln!(io::stderr(), "omnimap: {}", describe(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// The error and its causes in one line; most of our errors name their cause themselves.
+fn describe(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

@@ -2,12 +2,11 @@
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use omnimap_host::{FaultStream, Host, HostError, ProcessId};
-use omnimap_store::{BackingStore, Transfer};
+use omnimap_host::{FaultStream, Host, HostError, ProcessId, die};
+use omnimap_store::{BackingStore, Transfer, catch};
 
 use crate::address_space::{AddressSpace, Placed, Reader};
 use crate::budget::Budget;
@@ -125,14 +124,14 @@ impl PageCache {
     /// If the machine has no memory for it to be in (descriptors, for one).
     pub fn open(&self, store: Arc<dyn BackingStore>) -> Result<Arc<MemoryObject>> {
         let inner = &self.inner;
-        let refused = |e| Error::Host { object: store.name().into(), source: Arc::new(e) };
+        let (name, length) = catch(|| (Arc::<str>::from(store.name()), store.len()))?;
         if !inner.made_in.is_current() {
-            return Err(Error::Forked { object: store.name().into() });
+            return Err(Error::Forked { object: name });
         }
-        let length = store.len();
-        let memory = inner.host.create_memory(store.name(), length).map_err(refused)?;
+        let refused = |e| Error::Host { object: name.clone(), source: Arc::new(e) };
+        let memory = inner.host.create_memory(&name, length).map_err(refused)?;
         let id = ObjectId(inner.objects_made.fetch_add(1, Ordering::Relaxed));
-        let object = Arc::new(MemoryObject::new(id, store, length, memory, inner.clone()));
+        let object = Arc::new(MemoryObject::new(id, name, store, length, memory, inner.clone()));
         write(&inner.objects).insert(id, Arc::downgrade(&object));
         tracing::debug!(object = object.name(), bytes = object.len(), "opened");
         Ok(object)
@@ -242,15 +241,14 @@ impl Inner {
 
     /// How the store's transfers are best made.
     pub(crate) fn transfer(&self, object: &MemoryObject) -> Transfer {
-        catch_unwind(AssertUnwindSafe(|| object.store.transfer())).unwrap_or_default()
+        catch(|| object.store.transfer()).unwrap_or_default()
     }
 
     /// The pages of the store's chunk around a page, as far as one fill takes them.
     pub(crate) fn chunk_pages(&self, object: &MemoryObject, page: PageIndex) -> PageRange {
         let start = page.0 * self.page.bytes();
         // The store's code: one that panics has no chunks.
-        let chunk =
-            catch_unwind(AssertUnwindSafe(|| object.store.chunk_at(start))).unwrap_or(start..start + 1);
+        let chunk = catch(|| object.store.chunk_at(start)).unwrap_or(start..start + 1);
         let inside = self.page.pages_inside(chunk.start..chunk.end);
         let end = if chunk.end >= object.length { object.all_pages().end } else { inside.end };
         let pages = PageRange { start: inside.start.min(page), end: end.max(page.next()) };
@@ -264,8 +262,7 @@ impl Inner {
                 Waiter::Raw { address, since, .. } => {
                     stats::waited(&object.counters, &self.counters, since.elapsed());
                     if let Err(error) = self.faults.wake(*address, self.page.bytes()) {
-                        tracing::error!(%address, %error, "a thread cannot be woken; aborting");
-                        std::process::abort();
+                        die(&format!("the thread that waits at {address} cannot be woken: {error}"));
                     }
                 }
                 Waiter::Prefetch { pieces, .. } => pieces.one_done(),

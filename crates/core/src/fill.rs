@@ -3,10 +3,10 @@
 //! Claimed → room → bytes → memory → published. Whoever holds a [`Fill`] owns its pages' Filling state; dropping it
 //! gives them back, so that no path, a panic included, leaves a thread waiting.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use omnimap_store::{AlignedBytes, StoreError};
+use omnimap_host::die;
+use omnimap_store::{AlignedBytes, StoreError, catch};
 
 use crate::object::MemoryObject;
 use crate::page_state::Transition;
@@ -99,11 +99,7 @@ impl Fill {
         let wanted = (bytes.end.min(object.length) - bytes.start) as usize;
         // Whole pages, although the object may end in the last: direct I/O takes nothing else.
         let mut buffer = AlignedBytes::new((bytes.end - bytes.start) as usize);
-        let read = catch_unwind(AssertUnwindSafe(|| object.store.read_at(bytes.start, &mut buffer)));
-        let got = match read {
-            Ok(outcome) => outcome,
-            Err(panic) => Err(StoreError::Panicked { message: panic_message(&*panic) }),
-        };
+        let got = catch(|| object.store.read_at(bytes.start, &mut buffer)).and_then(|outcome| outcome);
         match got {
             Ok(got) if got >= wanted => {}
             Ok(got) => {
@@ -117,8 +113,7 @@ impl Fill {
         object.memory.fill(bytes.start, &buffer).map_err(|error| {
             // Some of the pages may be there: they must not be taken for holes, or be found by anybody.
             if object.memory.punch(bytes.start, bytes.end - bytes.start).is_err() {
-                tracing::error!(object = %object.name, "memory that was filled in part cannot be emptied; aborting");
-                std::process::abort();
+                die(&format!("{}: memory that was filled in part cannot be emptied", object.name));
             }
             Cause::Host(Arc::new(error))
         })
@@ -203,9 +198,4 @@ impl Drop for Fill {
             self.abandon();
         }
     }
-}
-
-fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
 }

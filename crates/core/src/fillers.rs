@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use omnimap_host::SignalsBlocked;
+use omnimap_host::{SignalsBlocked, die};
 
 use crate::address_space::Reader;
 use crate::cache::Inner;
@@ -184,8 +184,7 @@ impl Inner {
             while let Some(job) = inner.fillers.next_job() {
                 // Whoever waits for the job would do so for ever.
                 if catch_unwind(AssertUnwindSafe(|| inner.perform(job))).is_err() {
-                    tracing::error!("a panic while pages were filled; aborting");
-                    std::process::abort();
+                    die("a panic while pages were filled");
                 }
             }
         };

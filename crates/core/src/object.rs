@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
-use omnimap_host::{Address, Memory, View};
+use omnimap_host::{Address, Memory, View, die};
 use omnimap_store::BackingStore;
 
 use crate::cache::Inner;
@@ -115,6 +115,7 @@ pub(crate) enum Claim {
 impl MemoryObject {
     pub(crate) fn new(
         id: ObjectId,
+        name: Arc<str>,
         store: Arc<dyn BackingStore>,
         length: u64,
         memory: Arc<dyn Memory>,
@@ -122,7 +123,7 @@ impl MemoryObject {
     ) -> MemoryObject {
         MemoryObject {
             id,
-            name: store.name().into(),
+            name,
             length,
             store,
             memory,
@@ -346,9 +347,8 @@ impl MemoryObject {
                     return; // Mapped anew meanwhile.
                 }
                 if let Err(error) = view.fail(bytes.clone(), &why) {
-                    // The thread would wait for ever, and without a word: dying with one is better.
-                    tracing::error!(object = %self.name, why, %error, "a page failed and cannot be marked; aborting");
-                    std::process::abort();
+                    // The thread would wait for ever, and without a word.
+                    die(&format!("a page failed ({why}) and cannot be marked: {error}"));
                 }
                 // Somebody may have begun to fill it again between the failure and this.
                 if !self.pages().is_poisoned(*page, *address) {

@@ -73,9 +73,8 @@ impl Prefetch {
         let pinned = inner.pinned.load(crate::sync::atomic::Ordering::Relaxed);
         let mut room = (inner.budget.pages() - pinned.min(inner.budget.pages())) * 3 / 4;
         let piece_pages = inner.piece_pages(object);
-        let (mut left, mut left_out) = (VecDeque::new(), 0);
-        for range in ranges {
-            let mut rest = *range;
+        let (mut left, mut left_out) = (VecDeque::new(), 0u64);
+        for mut rest in merged(ranges) {
             while !rest.is_empty() {
                 let count = rest.count().min(piece_pages).min(room);
                 if count == 0 {
@@ -131,6 +130,20 @@ impl Future for Prefetch {
         state.waker = Some(context.waker().clone());
         Poll::Pending
     }
+}
+
+/// The same pages, in order, each once.
+fn merged(ranges: &[PageRange]) -> Vec<PageRange> {
+    let mut sorted: Vec<PageRange> = ranges.iter().copied().filter(|r| !r.is_empty()).collect();
+    sorted.sort_unstable_by_key(|r| r.start);
+    let mut merged: Vec<PageRange> = Vec::with_capacity(sorted.len());
+    for range in sorted {
+        match merged.last_mut() {
+            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+            _ => merged.push(range),
+        }
+    }
+    merged
 }
 
 impl Pieces {

@@ -11,7 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use omnimap_host::{Address, Fault, FaultStream, SignalsBlocked, Waited};
+use omnimap_host::{Address, Fault, FaultStream, SignalsBlocked, Waited, die};
 use omnimap_store::Answers;
 
 use crate::cache::Inner;
@@ -162,8 +162,7 @@ fn spawn(inner: &Arc<Inner>) -> io::Result<()> {
     let work = move || {
         // A fault that nobody serves is a thread that waits for ever.
         if catch_unwind(AssertUnwindSafe(|| work(&shared))).is_err() {
-            tracing::error!("a panic while faults were served; aborting");
-            std::process::abort();
+            die("a panic while faults were served");
         }
     };
     match thread::Builder::new().name("omnimap-fault".to_owned()).spawn(work) {
@@ -243,8 +242,7 @@ impl Spin {
 
 /// Without faults to serve, threads would sleep for ever, and holes could read as zeros.
 fn lost(error: &omnimap_host::HostError) -> ! {
-    tracing::error!(%error, "the stream of faults is lost (was its descriptor closed?); aborting");
-    std::process::abort();
+    die(&format!("faults can no longer be served (did something close all descriptors?): {error}"));
 }
 
 /// Fails the accesses that the store has left waiting for too long, and forgives those that failed a while ago.

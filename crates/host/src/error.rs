@@ -10,7 +10,7 @@ pub type Result<T, E = HostError> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum HostError {
     /// A system call failed.
-    #[error("{call}: {source}")]
+    #[error("{call}: {source}{}", advice(source))]
     Call {
         /// The call, and what it was for.
         call: &'static str,
@@ -36,6 +36,19 @@ pub enum HostError {
         /// The first kernel that has it.
         since: &'static str,
     },
+}
+
+/// What to do about limits of the process.
+fn advice(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EMFILE) => "; raise the limit of open files (ulimit -n): a mapping needs three",
+        Some(libc::ENFILE) => "; the system's table of open files is full (sysctl fs.file-max)",
+        Some(libc::EAGAIN) => "; raise the limit of processes and threads (ulimit -u, or the container's)",
+        Some(libc::ENOMEM) => {
+            "; raise the limit of address space (ulimit -v) or of mappings (sysctl vm.max_map_count)"
+        }
+        _ => "",
+    }
 }
 
 impl HostError {

@@ -18,5 +18,5 @@ mod signals;
 
 pub use error::{HostError, Result};
 pub use machine::{Access, Address, Fault, FaultStream, Host, Memory, View, Waited};
-pub use process::ProcessId;
+pub use process::{ProcessId, die};
 pub use signals::SignalsBlocked;

@@ -15,3 +15,13 @@ impl ProcessId {
         self == Self::current()
     }
 }
+
+/// Ends the process, after a line on standard error: going on would leave a thread asleep for ever, or show wrong bytes.
+///
+/// Besides the line before SIGBUS this is the only thing that the library ever prints, and for the same reason.
+pub fn die(why: &str) -> ! {
+    let line = format!("omnimap: aborting: {why}\n");
+    // With standard error closed there is nobody to tell.
+    let _ = rustix::io::write(rustix::stdio::stderr(), line.as_bytes());
+    std::process::abort()
+}

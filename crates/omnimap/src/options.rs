@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use omnimap_core::Result;
-use omnimap_store::{BackingStore, Format, Verified, Writability};
+use omnimap_store::{BackingStore, Format, Verified, Writability, catch};
 
 use crate::cache::{Cache, Limits};
 use crate::{Advice, Mapping};
@@ -155,7 +155,8 @@ impl MapOptions {
     /// As [`map`](Self::map).
     pub fn map_shared(&self, store: Arc<dyn BackingStore>) -> Result<Mapping> {
         // What the slice's soundness rests on: a store that does not promise one version is held to it.
-        let may_change = store.writability() == Writability::ReadWrite || store.version().is_none();
+        let may_change =
+            catch(|| store.writability() == Writability::ReadWrite || store.version().is_none())?;
         let store = if self.verify || may_change { Arc::new(Verified::new(store)) } else { store };
         let cache = match &self.cache {
             Some(cache) => cache.clone(),

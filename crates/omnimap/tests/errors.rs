@@ -111,6 +111,47 @@ fn e1_a_store_that_panics_is_a_store_that_fails() {
 }
 
 #[test]
+fn e1_a_store_that_panics_while_it_is_mapped_is_an_error() {
+    struct Panics(&'static str);
+    impl BackingStore for Panics {
+        fn name(&self) -> &str {
+            assert_ne!(self.0, "name", "as told");
+            "panics"
+        }
+        fn len(&self) -> u64 {
+            assert_ne!(self.0, "len", "as told");
+            MIB
+        }
+        fn version(&self) -> Option<omnimap::store::Version> {
+            assert_ne!(self.0, "version", "as told");
+            None
+        }
+        fn transfer(&self) -> omnimap::store::Transfer {
+            assert_ne!(self.0, "transfer", "as told");
+            Default::default()
+        }
+        fn chunk_at(&self, _: u64) -> std::ops::Range<u64> {
+            assert_ne!(self.0, "chunk_at", "as told");
+            0..MIB
+        }
+        fn read_at(&self, _: u64, into: &mut [u8]) -> Result<usize, StoreError> {
+            Ok(into.len())
+        }
+    }
+    within(LIMIT, || {
+        for method in ["name", "len", "version"] {
+            let error = MapOptions::new().map(Panics(method)).unwrap_err().to_string();
+            assert!(error.contains("the store panicked"), "{method}: {error}");
+        }
+        for method in ["transfer", "chunk_at"] {
+            let mapping = MapOptions::new().map(Panics(method)).unwrap();
+            assert_eq!(mapping[5], 0);
+            mapping.read_at(MIB / 2, &mut [0; 10]).unwrap();
+        }
+    });
+}
+
+#[test]
 fn e1_a_store_that_does_not_answer_times_out() {
     within(LIMIT, || {
         let (store, mapping) = mapping_with(MapOptions::new().fill_time_max(Duration::from_millis(200)));

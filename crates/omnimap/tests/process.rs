@@ -260,6 +260,27 @@ fn l04_after_lockall_future_a_mapping_has_its_bytes() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
+/// As a program does that becomes a daemon: without its descriptor, holes would read as zeros.
+#[test]
+fn a_process_that_closes_our_descriptors_ends_with_a_line() {
+    let name = "a_process_that_closes_our_descriptors_ends_with_a_line";
+    match in_child(name, LIMIT) {
+        None => {
+            let (_, mapping) = faulty();
+            assert_eq!(mapping[0], pattern(0));
+            // SAFETY: what is tested; the process ends by it.
+            unsafe { libc::close_range(3, 1000, 0) };
+            std::hint::black_box(mapping[7 * MIB as usize]);
+            std::thread::sleep(Duration::from_secs(20));
+        }
+        Some(output) => {
+            let errors = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.signal(), Some(libc::SIGABRT), "{errors}");
+            assert!(errors.contains("omnimap: aborting: faults can no longer be served"), "{errors}");
+        }
+    }
+}
+
 #[test]
 fn signals_of_the_program_do_not_run_on_our_threads() {
     within(LIMIT, || {

@@ -97,6 +97,18 @@ fn a_prefetch_larger_than_the_budget_brings_what_has_room() {
 }
 
 #[test]
+fn a_prefetch_of_the_same_bytes_again_and_again_counts_them_once() {
+    within(LIMIT, || {
+        let (store, mapping) = counted(4 * MIB);
+        let page = mapping.page_bytes();
+        let again: Vec<_> = (0..100).map(|i| i % 7 * page..MIB).collect();
+        let fetched = mapping.prefetch_many(&again).unwrap().wait().unwrap();
+        assert_eq!((fetched.bytes, fetched.bytes_left_out), (MIB, 0));
+        assert_eq!(store.counts().bytes_read, MIB);
+    });
+}
+
+#[test]
 fn a_prefetch_can_be_awaited() {
     struct Woken(AtomicBool);
     impl Wake for Woken {

@@ -28,6 +28,9 @@ use crate::{Result, StoreError};
 /// wait for each other, up to `transfer().in_flight_max`. A call may block for as long as the medium takes; the
 /// caller holds no lock meanwhile. A store that has a time limit of its own answers with an error after it.
 ///
+/// A store that reads through a mapping must not do so through one of the cache that it serves: each fill would hold room
+/// that the other waits for. A cache of its own is right.
+///
 /// **Errors.** An error concerns this request only; the next may succeed, and the store must be ready for it.
 /// [`StoreError::is_transient`] says whether it makes sense to ask again without anybody's help. Panics are caught
 /// by the caller and count as errors.

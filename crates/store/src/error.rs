@@ -1,6 +1,7 @@
 //! What can go wrong between a store and its bytes.
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// A [`StoreError`] or a value.
 pub type Result<T, E = StoreError> = std::result::Result<T, E>;
@@ -115,4 +116,15 @@ impl StoreError {
         };
         errno.raw_os_error()
     }
+}
+
+/// Calls a store's code; a panic in it becomes an error.
+pub fn catch<T>(work: impl FnOnce() -> T) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
+        let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
+        let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+        // It may panic when it is dropped.
+        std::mem::forget(panic);
+        StoreError::Panicked { message: text.unwrap_or_else(|| "no message".to_owned()) }
+    })
 }

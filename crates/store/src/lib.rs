@@ -24,7 +24,7 @@ pub use decorate::counting::{Counting, Counts};
 pub use decorate::faulty::{Faulty, Misbehaviour};
 pub use decorate::throttled::{Throttle, Throttled};
 pub use decorate::verified::Verified;
-pub use error::{Result, StoreError};
+pub use error::{Result, StoreError, catch};
 pub use file::FileStore;
 pub use memory::MemoryStore;
 pub use open::{Format, open};

@@ -49,13 +49,13 @@ impl Arguments {
             (Box::new(BufReader::with_capacity(1 << 20, file)), length)
         };
         let bar = progress::bytes("packing", length);
-        let mut input = Named { name: self.input.display().to_string(), input };
+        let mut input = Named { name: self.input.display().to_string(), of: input };
         let told = |done| bar.set_position(done);
         let packed = if is_dash(&self.output) || self.output == Path::new("/dev/stdout") {
             if io::stdout().is_terminal() && !self.force {
                 bail!("packed bytes are nothing for a terminal; redirect them, or --force");
             }
-            pack(&mut input, BufWriter::new(io::stdout().lock()), &options, told)?
+            pack(&mut input, named("standard output", io::stdout().lock()), &options, told)?
         } else {
             self.pack_to_file(&mut input, &options, told)?
         };
@@ -84,6 +84,9 @@ impl Arguments {
         if output.symlink_metadata().is_ok() && !self.force && !is_special(output) {
             bail!("{}: exists already; --force overwrites it", name());
         }
+        if output.is_symlink() && !output.exists() {
+            bail!("{}: is a link that leads nowhere", name());
+        }
         // Through links, to replace what they point at and not them.
         let output = if output.exists() { output.canonicalize().with_context(name)? } else { output.clone() };
         if is_special(&output) {
@@ -92,7 +95,7 @@ impl Arguments {
                 bail!("{}: is no place for a packed file; name a file", name());
             }
             let file = File::options().write(true).open(&output).with_context(name)?;
-            return pack(input, BufWriter::new(file), options, told).with_context(name);
+            return Ok(pack(input, named(&name(), file), options, told)?);
         }
         let directory = output.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
         // What was private stays so; else as any new file, of which the umask takes its part.
@@ -103,7 +106,7 @@ impl Arguments {
             .permissions(Permissions::from_mode(mode))
             .tempfile_in(directory)
             .with_context(name)?;
-        let packed = pack(input, BufWriter::new(temporary.as_file()), options, told)?;
+        let packed = pack(input, named(&name(), temporary.as_file()), options, told)?;
         temporary.as_file().sync_all().with_context(name)?;
         let persisted = if self.force {
             temporary.persist(&output).map_err(|e| e.error)
@@ -121,17 +124,38 @@ fn is_special(path: &Path) -> bool {
 }
 
 /// Says whose error it is.
-struct Named<R> {
+struct Named<T> {
     name: String,
-    input: R,
+    of: T,
+}
+
+fn named<W: Write>(name: &str, of: W) -> BufWriter<Named<W>> {
+    BufWriter::new(Named { name: name.to_owned(), of })
+}
+
+impl<T> Named<T> {
+    fn named(&self, error: io::Error) -> io::Error {
+        match error.kind() {
+            // These mean something to whoever gets them.
+            io::ErrorKind::Interrupted | io::ErrorKind::BrokenPipe => error,
+            kind => io::Error::new(kind, format!("{}: {error}", self.name)),
+        }
+    }
 }
 
 impl<R: Read> Read for Named<R> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        self.input.read(into).map_err(|e| match e.kind() {
-            io::ErrorKind::Interrupted => e,
-            kind => io::Error::new(kind, format!("{}: {e}", self.name)),
-        })
+        self.of.read(into).map_err(|e| self.named(e))
+    }
+}
+
+impl<W: Write> Write for Named<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.of.write(bytes).map_err(|e| self.named(e))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.of.flush().map_err(|e| self.named(e))
     }
 }
 

@@ -286,6 +286,10 @@ fn create() -> Result<(OwnedFd, Origin)> {
     }
     match create_by_syscall(flags | UserfaultfdFlags::from_bits_retain(1)) {
         Ok(fd) => Ok((fd, Origin::UserModeOnly)),
+        // A limit of the process, and no refusal.
+        Err(e) if matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM)) => {
+            Err(e).during("userfaultfd(2)")
+        }
         Err(syscall) => Err(HostError::NoUserfaultfd { device, syscall }),
     }
 }

@@ -153,11 +153,21 @@ fn compress(chunks: &[Vec<u8>], level: i32, threads: usize) -> io::Result<Vec<Ve
         chunks.iter().map(|chunk| compressor.compress(chunk)).collect()
     };
     std::thread::scope(|scope| {
-        let threads: Vec<_> =
-            chunks.chunks(share).map(|chunks| scope.spawn(move || compress_share(chunks))).collect();
+        let compress_share = &compress_share;
+        let threads: Vec<_> = chunks
+            .chunks(share)
+            .map(|chunks| {
+                let thread = std::thread::Builder::new().spawn_scoped(scope, move || compress_share(chunks));
+                (chunks, thread)
+            })
+            .collect();
         let mut frames = Vec::with_capacity(chunks.len());
-        for thread in threads {
-            frames.extend(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
+        for (chunks, thread) in threads {
+            frames.extend(match thread {
+                Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?,
+                // Where there may be no more threads, this one does it.
+                Err(_) => compress_share(chunks)?,
+            });
         }
         Ok(frames)
     })
