@@ -37,6 +37,9 @@ fn read(mapping: &Mapping, at: u64) -> Result<u8, Error> {
 
 #[test]
 fn e1_every_checked_access_says_object_offset_and_cause() {
+    if omnimap_testkit::skip_without_mappings() {
+        return;
+    }
     within(LIMIT, || {
         let (store, mapping) = mapping();
         let at = 100 * page();
@@ -62,6 +65,9 @@ fn e1_every_checked_access_says_object_offset_and_cause() {
 
 #[test]
 fn e1_the_offset_is_the_one_that_was_wanted() {
+    if omnimap_testkit::skip_without_mappings() {
+        return;
+    }
     within(LIMIT, || {
         let (store, mapping) = mapping();
         let at = 100 * page() + 77;
@@ -73,6 +79,9 @@ fn e1_the_offset_is_the_one_that_was_wanted() {
 
 #[test]
 fn e3_a_page_that_failed_once_succeeds_at_the_next_access() {
+    if omnimap_testkit::skip_without_mappings() {
+        return;
+    }
     within(LIMIT, || {
         let (store, mapping) = mapping();
         for (i, misbehaviour) in
@@ -89,6 +98,9 @@ fn e3_a_page_that_failed_once_succeeds_at_the_next_access() {
 
 #[test]
 fn e1_a_short_read_is_an_error_and_not_another_pages_data() {
+    if omnimap_testkit::skip_without_mappings() {
+        return;
+    }
     within(LIMIT, || {
         let (store, mapping) = mapping();
         read(&mapping, 0).unwrap();
@@ -101,6 +113,9 @@ fn e1_a_short_read_is_an_error_and_not_another_pages_data() {
 
 #[test]
 fn e1_a_store_that_panics_is_a_store_that_fails() {
+    if omnimap_testkit::skip_without_mappings() {
+        return;
+    }
     within(LIMIT, || {
         let (store, mapping) = mapping();
         store.on_read(0..1, Misbehaviour::Panic, u64::MAX);
@@ -112,6 +127,9 @@ fn e1_a_store_that_panics_is_a_store_that_fails() {
 
 #[test]
 fn e1_a_store_that_panics_while_it_is_mapped_is_an_error() {
+    if omnimap_testkit::skip_without_mappings() {
+        return;
+    }
     struct Panics(&'static str);
     impl BackingStore for Panics {
         fn name(&self) -> &str {
@@ -153,6 +171,9 @@ fn e1_a_store_that_panics_while_it_is_mapped_is_an_error() {
 
 #[test]
 fn e1_a_store_that_does_not_answer_times_out() {
+    if omnimap_testkit::skip_without_mappings() {
+        return;
+    }
     within(LIMIT, || {
         let (store, mapping) = mapping_with(MapOptions::new().fill_time_max(Duration::from_millis(200)));
         store.on_read(0..1, Misbehaviour::Hold, 1);
@@ -169,6 +190,9 @@ fn e1_a_store_that_does_not_answer_times_out() {
 
 #[test]
 fn a_slow_fill_delays_no_other_page() {
+    if omnimap_testkit::skip_without_mappings() {
+        return;
+    }
     within(LIMIT, || {
         let (store, mapping) = mapping();
         let mapping = Arc::new(mapping);
@@ -203,6 +227,9 @@ fn a_slow_fill_delays_no_other_page() {
 
 #[test]
 fn a_store_that_blocks_for_seconds_is_waited_for() {
+    if omnimap_testkit::skip_without_mappings() {
+        return;
+    }
     within(LIMIT, || {
         let (store, mapping) = mapping();
         store.on_read(0..1, Misbehaviour::Block(Duration::from_secs(5)), 1);
@@ -214,6 +241,9 @@ fn a_store_that_blocks_for_seconds_is_waited_for() {
 
 #[test]
 fn threads_that_wait_for_the_same_page_get_the_same_fill() {
+    if omnimap_testkit::skip_without_mappings() {
+        return;
+    }
     within(LIMIT, || {
         let store = Arc::new(omnimap::store::Counting::new(Arc::new(pattern_store(MIB))));
         let slow = Arc::new(Faulty::new(store.clone()));
@@ -254,6 +284,9 @@ fn lines(errors: &str) -> Vec<&str> {
 
 #[test]
 fn e2_a_raw_access_that_fails_is_sigbus_after_one_line() {
+    if omnimap_testkit::skip_without_mappings() {
+        return;
+    }
     for (name, misbehaviour, times) in
         [("e2_a_raw_access_that_fails_is_sigbus_after_one_line", Misbehaviour::Fail, u64::MAX)]
     {
@@ -276,6 +309,9 @@ fn e2_a_raw_access_that_fails_is_sigbus_after_one_line() {
 
 #[test]
 fn e2_a_failure_that_happens_once_is_sigbus_too() {
+    if omnimap_testkit::skip_without_mappings() {
+        return;
+    }
     dies("e2_a_failure_that_happens_once_is_sigbus_too", SIGBUS, || {
         let (store, mapping) = mapping();
         store.on_read(0..1, Misbehaviour::Fail, 1);
@@ -285,6 +321,9 @@ fn e2_a_failure_that_happens_once_is_sigbus_too() {
 
 #[test]
 fn e2_a_short_read_is_sigbus() {
+    if omnimap_testkit::skip_without_mappings() {
+        return;
+    }
     let errors = dies("e2_a_short_read_is_sigbus", SIGBUS, || {
         let (store, mapping) = mapping();
         store.on_read(0..1, Misbehaviour::Short, u64::MAX);
@@ -295,6 +334,9 @@ fn e2_a_short_read_is_sigbus() {
 
 #[test]
 fn e2_no_answer_in_time_is_sigbus() {
+    if omnimap_testkit::skip_without_mappings() {
+        return;
+    }
     let errors = dies("e2_no_answer_in_time_is_sigbus", SIGBUS, || {
         let (store, mapping) = mapping_with(MapOptions::new().fill_time_max(Duration::from_millis(200)));
         store.on_read(0..1, Misbehaviour::Hold, 1);
@@ -305,6 +347,9 @@ fn e2_no_answer_in_time_is_sigbus() {
 
 #[test]
 fn u03_access_after_unmap_is_sigsegv() {
+    if omnimap_testkit::skip_without_mappings() {
+        return;
+    }
     dies("u03_access_after_unmap_is_sigsegv", SIGSEGV, || {
         let (_, mapping) = mapping();
         let address = mapping.as_ptr();
@@ -317,6 +362,9 @@ fn u03_access_after_unmap_is_sigsegv() {
 
 #[test]
 fn u03_a_thread_that_waits_in_a_range_that_is_unmapped_gets_sigsegv() {
+    if omnimap_testkit::skip_without_mappings() {
+        return;
+    }
     dies("u03_a_thread_that_waits_in_a_range_that_is_unmapped_gets_sigsegv", SIGSEGV, || {
         let (store, mapping) = mapping();
         store.on_read(0..1, Misbehaviour::Hold, 1);
@@ -334,6 +382,9 @@ fn u03_a_thread_that_waits_in_a_range_that_is_unmapped_gets_sigsegv() {
 
 #[test]
 fn e4_a_file_that_was_written_to_is_an_error_and_never_a_mixture() {
+    if omnimap_testkit::skip_without_mappings() {
+        return;
+    }
     within(LIMIT, || {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), (0..4 * MIB).map(pattern).collect::<Vec<_>>()).unwrap();
@@ -349,6 +400,9 @@ fn e4_a_file_that_was_written_to_is_an_error_and_never_a_mixture() {
 
 #[test]
 fn m21_a_truncated_file_is_an_error_and_what_is_in_memory_stays() {
+    if omnimap_testkit::skip_without_mappings() {
+        return;
+    }
     within(LIMIT, || {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), (0..4 * MIB).map(pattern).collect::<Vec<_>>()).unwrap();
@@ -364,6 +418,9 @@ fn m21_a_truncated_file_is_an_error_and_what_is_in_memory_stays() {
 
 #[test]
 fn e2_a_truncated_file_is_sigbus_for_a_raw_access() {
+    if omnimap_testkit::skip_without_mappings() {
+        return;
+    }
     let errors = dies("e2_a_truncated_file_is_sigbus_for_a_raw_access", SIGBUS, || {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), vec![1; 4 * MIB as usize]).unwrap();
@@ -376,6 +433,9 @@ fn e2_a_truncated_file_is_sigbus_for_a_raw_access() {
 
 #[test]
 fn e4_a_store_that_gives_other_bytes_the_second_time_is_caught() {
+    if omnimap_testkit::skip_without_mappings() {
+        return;
+    }
     within(LIMIT, || {
         let bytes = Arc::new(MemoryStore::writable("changing", (0..4 * MIB).map(pattern).collect()));
         let mapping = MapOptions::new().budget(MIB).map_shared(bytes.clone()).unwrap();

@@ -34,6 +34,9 @@ extern "C" fn exit_42(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
 
 #[test]
 fn e2_a_handler_installed_before_runs_after_our_line() {
+    if omnimap_testkit::skip_without_mappings() {
+        return;
+    }
     let name = "e2_a_handler_installed_before_runs_after_our_line";
     match in_child(name, LIMIT) {
         None => {
@@ -52,6 +55,9 @@ fn e2_a_handler_installed_before_runs_after_our_line() {
 
 #[test]
 fn e2_a_handler_installed_before_runs_for_faults_that_are_not_ours() {
+    if omnimap_testkit::skip_without_mappings() {
+        return;
+    }
     let name = "e2_a_handler_installed_before_runs_for_faults_that_are_not_ours";
     match in_child(name, LIMIT) {
         None => {
@@ -81,6 +87,9 @@ extern "C" fn count_and_return(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_
 /// E3 for raw accesses: the handler returns, the access is repeated, and asks the store again.
 #[test]
 fn e3_an_access_that_is_repeated_tries_again() {
+    if omnimap_testkit::skip_without_mappings() {
+        return;
+    }
     let name = "e3_an_access_that_is_repeated_tries_again";
     match in_child(name, LIMIT) {
         None => {
@@ -96,6 +105,9 @@ fn e3_an_access_that_is_repeated_tries_again() {
 
 #[test]
 fn more_failures_than_are_remembered_hang_nobody() {
+    if omnimap_testkit::skip_without_kernel_faults() {
+        return;
+    }
     let name = "more_failures_than_are_remembered_hang_nobody";
     match in_child(name, LIMIT) {
         None => {
@@ -123,6 +135,9 @@ fn more_failures_than_are_remembered_hang_nobody() {
 
 #[test]
 fn sigbus_sent_by_somebody_does_what_it_did_before() {
+    if omnimap_testkit::skip_without_mappings() {
+        return;
+    }
     let name = "sigbus_sent_by_somebody_does_what_it_did_before";
     match in_child(name, LIMIT) {
         None => {
@@ -142,6 +157,9 @@ fn sigbus_sent_by_somebody_does_what_it_did_before() {
 /// A system call gets EFAULT, and does not find the page failed for ever.
 #[test]
 fn e3_a_system_call_that_failed_succeeds_later() {
+    if omnimap_testkit::skip_without_kernel_faults() {
+        return;
+    }
     within(LIMIT, || {
         let (store, mapping) = faulty();
         store.on_read(0..1, Misbehaviour::Fail, 1);
@@ -187,6 +205,9 @@ fn fork(work: impl FnOnce() -> i32) -> i32 {
 
 #[test]
 fn f03_a_child_gets_sigsegv_or_an_error_and_never_zeros() {
+    if omnimap_testkit::skip_without_mappings() {
+        return;
+    }
     let name = "f03_a_child_gets_sigsegv_or_an_error_and_never_zeros";
     let Some(output) = in_child(name, LIMIT) else {
         let (_, mapping) = faulty();
@@ -214,6 +235,9 @@ fn f03_a_child_gets_sigsegv_or_an_error_and_never_zeros() {
 
 #[test]
 fn f03_a_child_that_drops_a_mapping_takes_nothing_from_its_parent() {
+    if omnimap_testkit::skip_without_mappings() {
+        return;
+    }
     let name = "f03_a_child_that_drops_a_mapping_takes_nothing_from_its_parent";
     let Some(output) = in_child(name, LIMIT) else {
         let (_, mapping) = faulty();
@@ -237,18 +261,21 @@ fn f03_a_child_that_drops_a_mapping_takes_nothing_from_its_parent() {
 /// mmap itself touches what is accessible, then: it must not be before we are told.
 #[test]
 fn l04_after_lockall_future_a_mapping_has_its_bytes() {
+    if omnimap_testkit::skip_without_mappings() {
+        return;
+    }
     let name = "l04_after_lockall_future_a_mapping_has_its_bytes";
     let Some(output) = in_child(name, LIMIT) else {
         // SAFETY: changes no memory.
         if unsafe { libc::mlockall(libc::MCL_FUTURE) } != 0 {
-            eprintln!("SKIPPED: mlockall: {}", std::io::Error::last_os_error());
+            omnimap_testkit::skip(&format!("mlockall: {}", std::io::Error::last_os_error()));
             return;
         }
         let mapping = match MapOptions::new().budget(MIB).map(pattern_store(2 * MIB)) {
             Ok(mapping) => mapping,
             // SAFETY: only asks.
             Err(error) if unsafe { libc::geteuid() } != 0 => {
-                eprintln!("SKIPPED: the limit of locked memory is too small: {error}");
+                omnimap_testkit::skip(&format!("the limit of locked memory is too small: {error}"));
                 return;
             }
             Err(error) => panic!("{error}"),
@@ -263,6 +290,9 @@ fn l04_after_lockall_future_a_mapping_has_its_bytes() {
 /// As a program does that becomes a daemon: without its descriptor, holes would read as zeros.
 #[test]
 fn a_process_that_closes_our_descriptors_ends_with_a_line() {
+    if omnimap_testkit::skip_without_mappings() {
+        return;
+    }
     let name = "a_process_that_closes_our_descriptors_ends_with_a_line";
     match in_child(name, LIMIT) {
         None => {
@@ -283,6 +313,9 @@ fn a_process_that_closes_our_descriptors_ends_with_a_line() {
 
 #[test]
 fn signals_of_the_program_do_not_run_on_our_threads() {
+    if omnimap_testkit::skip_without_mappings() {
+        return;
+    }
     within(LIMIT, || {
         let (_, mapping) = faulty();
         assert_eq!(mapping[0], pattern(0));

@@ -26,6 +26,9 @@ fn is_pattern(bytes: &[u8], offset: u64) -> bool {
 
 #[test]
 fn pinned_bytes_stay_whatever_else_is_read() {
+    if omnimap_testkit::skip_without_mappings() {
+        return;
+    }
     within(LIMIT, || {
         let (store, mapping) = counted(MIB);
         let pinned = mapping.pin(100_000..500_000).unwrap();
@@ -43,6 +46,9 @@ fn pinned_bytes_stay_whatever_else_is_read() {
 
 #[test]
 fn more_than_half_of_the_budget_cannot_be_pinned() {
+    if omnimap_testkit::skip_without_mappings() {
+        return;
+    }
     within(LIMIT, || {
         let (_, mapping) = counted(MIB);
         let first = mapping.pin(0..MIB / 2).unwrap();
@@ -56,6 +62,9 @@ fn more_than_half_of_the_budget_cannot_be_pinned() {
 
 #[test]
 fn a_pin_that_fails_leaves_nothing_pinned() {
+    if omnimap_testkit::skip_without_mappings() {
+        return;
+    }
     within(LIMIT, || {
         let store = Arc::new(Faulty::new(Arc::new(pattern_store(8 * MIB))));
         let mapping = MapOptions::new().budget(MIB).map_shared(store.clone()).unwrap();
@@ -72,6 +81,9 @@ fn a_pin_that_fails_leaves_nothing_pinned() {
 
 #[test]
 fn prefetched_bytes_are_there_without_a_fault() {
+    if omnimap_testkit::skip_without_mappings() {
+        return;
+    }
     within(LIMIT, || {
         let (store, mapping) = counted(4 * MIB);
         let ranges: Vec<_> = (0..64).map(|i| i * 100_000..i * 100_000 + 5000).collect();
@@ -88,6 +100,9 @@ fn prefetched_bytes_are_there_without_a_fault() {
 
 #[test]
 fn a_prefetch_larger_than_the_budget_brings_what_has_room() {
+    if omnimap_testkit::skip_without_mappings() {
+        return;
+    }
     within(LIMIT, || {
         let (_, mapping) = counted(MIB);
         let fetched = mapping.prefetch(0..8 * MIB).unwrap().wait().unwrap();
@@ -98,6 +113,9 @@ fn a_prefetch_larger_than_the_budget_brings_what_has_room() {
 
 #[test]
 fn a_prefetch_of_the_same_bytes_again_and_again_counts_them_once() {
+    if omnimap_testkit::skip_without_mappings() {
+        return;
+    }
     within(LIMIT, || {
         let (store, mapping) = counted(4 * MIB);
         let page = mapping.page_bytes();
@@ -110,6 +128,9 @@ fn a_prefetch_of_the_same_bytes_again_and_again_counts_them_once() {
 
 #[test]
 fn a_prefetch_can_be_awaited() {
+    if omnimap_testkit::skip_without_mappings() {
+        return;
+    }
     struct Woken(AtomicBool);
     impl Wake for Woken {
         fn wake(self: Arc<Self>) {
@@ -135,6 +156,9 @@ fn a_prefetch_can_be_awaited() {
 
 #[test]
 fn one_bad_chunk_spoils_no_other_of_a_prefetch() {
+    if omnimap_testkit::skip_without_mappings() {
+        return;
+    }
     within(LIMIT, || {
         let store = Arc::new(Faulty::new(Arc::new(pattern_store(8 * MIB))));
         let mapping = MapOptions::new().budget(4 * MIB).map_shared(store.clone()).unwrap();
@@ -148,6 +172,9 @@ fn one_bad_chunk_spoils_no_other_of_a_prefetch() {
 
 #[test]
 fn urgent_reads_overtake_a_long_prefetch() {
+    if omnimap_testkit::skip_without_mappings() {
+        return;
+    }
     within(LIMIT, || {
         let store = Arc::new(Faulty::new(Arc::new(pattern_store(8 * MIB))));
         let mut options = MapOptions::new();
@@ -163,6 +190,9 @@ fn urgent_reads_overtake_a_long_prefetch() {
 
 #[test]
 fn l05_residency_says_what_is_in_memory() {
+    if omnimap_testkit::skip_without_mappings() {
+        return;
+    }
     within(LIMIT, || {
         let (_, mapping) = counted(4 * MIB);
         let page = mapping.page_bytes();
@@ -181,6 +211,9 @@ fn l05_residency_says_what_is_in_memory() {
 
 #[test]
 fn l06_advice_changes_speed_and_not_results() {
+    if omnimap_testkit::skip_without_mappings() {
+        return;
+    }
     within(LIMIT, || {
         for advice in [Advice::Normal, Advice::Random, Advice::Sequential, Advice::WillNeed, Advice::DontNeed]
         {
@@ -202,6 +235,9 @@ fn l06_advice_changes_speed_and_not_results() {
 
 #[test]
 fn figures_tell_what_happened() {
+    if omnimap_testkit::skip_without_mappings() {
+        return;
+    }
     within(LIMIT, || {
         let (store, mapping) = counted(MIB);
         assert!(is_pattern(&mapping, 0));
@@ -217,6 +253,9 @@ fn figures_tell_what_happened() {
 
 #[test]
 fn a_store_of_the_users_own_can_be_mapped() {
+    if omnimap_testkit::skip_without_mappings() {
+        return;
+    }
     struct Squares;
     impl BackingStore for Squares {
         fn name(&self) -> &str {

@@ -5,10 +5,12 @@ mod bytes;
 mod child;
 mod limits;
 mod simulated;
+mod skip;
 mod sync;
 
 pub use bytes::{Prng, pattern, pattern_store};
 pub use child::in_child;
 pub use limits::within;
 pub use simulated::{Outcome, SimulatedHost, SimulatedView};
+pub use skip::{skip, skip_without_kernel_faults, skip_without_mappings};
 pub use sync::{explore, thread};

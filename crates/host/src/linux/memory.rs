@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use rustix::fs::{FallocateFlags, MemfdFlags};
 
@@ -21,7 +21,14 @@ pub(super) struct Memfd {
     page_bytes: u64,
     /// The views that there are, for filling through them.
     views: Arc<ViewList>,
+    /// Shared by fills, exclusive for punching. The kernel works out how many pages were freed from how many there are,
+    /// and a page that is just being added hides one that was just dropped (`shmem_recalc_inode`): without this,
+    /// `st_blocks` would be above the budget for a moment.
+    accounting: RwLock<()>,
 }
+
+/// Bytes filled under one lock, so that an eviction waits for tens of microseconds and not for a long fill.
+const FILL_BYTES_TOGETHER: usize = 128 << 10;
 
 impl Memfd {
     pub(super) fn create(
@@ -32,7 +39,13 @@ impl Memfd {
     ) -> Result<Memfd> {
         let fd = rustix::fs::memfd_create(memfd_name(name), MemfdFlags::CLOEXEC).during("memfd_create")?;
         rustix::fs::ftruncate(&fd, length).during("ftruncate(memfd)")?;
-        Ok(Memfd { file: fd.into(), faults, page_bytes, views: Arc::default() })
+        Ok(Memfd {
+            file: fd.into(),
+            faults,
+            page_bytes,
+            views: Arc::default(),
+            accounting: RwLock::default(),
+        })
     }
 }
 
@@ -61,6 +74,8 @@ impl Memory for Memfd {
         let mut at = offset;
         while at < end {
             let rest = &bytes[(at - offset) as usize..];
+            let rest = &rest[..rest.len().min(FILL_BYTES_TOGETHER)];
+            let _adding = self.accounting.read().unwrap_or_else(PoisonError::into_inner);
             // Through a view: a page made by UFFDIO_COPY is complete before it can be found, and never larger than a page.
             // One made by write(2) can be found half written when the copy is interrupted by a fault of the source.
             let copied = self.views.with(at, |address, room| {
@@ -86,6 +101,7 @@ impl Memory for Memfd {
 
     fn punch(&self, offset: u64, bytes: u64) -> Result<()> {
         let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let _dropping = self.accounting.write().unwrap_or_else(PoisonError::into_inner);
         rustix::fs::fallocate(&self.file, mode, offset, bytes).during("fallocate(memfd, PUNCH_HOLE)")
     }
 
