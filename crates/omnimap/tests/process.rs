@@ -241,8 +241,12 @@ fn f03_a_child_that_drops_a_mapping_takes_nothing_from_its_parent() {
     let name = "f03_a_child_that_drops_a_mapping_takes_nothing_from_its_parent";
     let Some(output) = in_child(name, LIMIT) else {
         let (_, mapping) = faulty();
+        // Nothing is read ahead, so that no other thread holds the object when the process forks: the child's copy of it
+        // is the last, and really dropped.
+        mapping.advise(0..8 * MIB, Advice::Random).unwrap();
         let mapping = std::mem::ManuallyDrop::new(mapping);
         assert!((0..).zip(&mapping[..MIB as usize / 2]).all(|(at, b)| *b == pattern(at)));
+        std::thread::sleep(Duration::from_millis(100));
         let status = fork(|| {
             // SAFETY: the child's copy, used by nobody after this.
             drop(unsafe { std::ptr::read(&*mapping) });
