@@ -122,6 +122,18 @@ pub trait BackingStore: Send + Sync {
     fn sync(&self) -> Result<()> {
         Err(StoreError::ReadOnly)
     }
+
+    /// Whether [`sync`](Self::sync) is all or nothing: what was written (and how the length was changed) since the last
+    /// successful one reaches the object together or not at all, and before it not at all.
+    fn is_atomic(&self) -> bool {
+        false
+    }
+
+    /// Takes the object as it is now, after others have changed it and [`StoreError::Changed`] told so: later reads give
+    /// the new bytes, and later writes are no conflict. Its length is asked anew.
+    fn refresh(&self) -> Result<()> {
+        Ok(())
+    }
 }
 
 impl<S: BackingStore + ?Sized> BackingStore for Arc<S> {
@@ -154,6 +166,12 @@ impl<S: BackingStore + ?Sized> BackingStore for Arc<S> {
     }
     fn sync(&self) -> Result<()> {
         (**self).sync()
+    }
+    fn is_atomic(&self) -> bool {
+        (**self).is_atomic()
+    }
+    fn refresh(&self) -> Result<()> {
+        (**self).refresh()
     }
 }
 

@@ -34,6 +34,11 @@ pub trait Decorator: Send + Sync {
         self.inner().sync()
     }
 
+    /// See [`BackingStore::refresh`].
+    fn refresh(&self) -> Result<()> {
+        self.inner().refresh()
+    }
+
     /// See [`BackingStore::transfer`].
     fn transfer(&self) -> Transfer {
         self.inner().transfer()
@@ -70,5 +75,11 @@ impl<D: Decorator> BackingStore for D {
     }
     fn sync(&self) -> Result<()> {
         Decorator::sync(self)
+    }
+    fn is_atomic(&self) -> bool {
+        self.inner().is_atomic()
+    }
+    fn refresh(&self) -> Result<()> {
+        Decorator::refresh(self)
     }
 }
