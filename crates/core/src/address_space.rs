@@ -25,6 +25,13 @@ pub(crate) struct Placed {
     pub(crate) reader: Arc<Reader>,
 }
 
+impl Placed {
+    /// The page of the object that is shown at an offset in the view.
+    pub(crate) fn page_at(&self, offset: u64) -> PageIndex {
+        PageIndex(self.pages.start.0 + offset / self.object.cache.page.bytes())
+    }
+}
+
 /// The views. A view is used only under the lock, so that nothing is done to addresses that were unmapped and are
 /// somebody else's now.
 #[derive(Default)]

@@ -5,12 +5,14 @@ use std::num::NonZeroUsize;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use omnimap_host::{FaultStream, Host, HostError, ProcessId, die};
-use omnimap_store::{BackingStore, Transfer, catch};
+use omnimap_host::{Exclusive, FaultStream, Host, HostError, ProcessId, Use, View, die};
+use omnimap_store::{BackingStore, Transfer, Writability, catch};
 
 use crate::address_space::{AddressSpace, Placed, Reader};
 use crate::budget::Budget;
+use crate::durable::Pace;
 use crate::error::{Error, Result};
+use crate::exit;
 use crate::fillers::Fillers;
 use crate::mapped_view::MappedView;
 use crate::object::MemoryObject;
@@ -35,13 +37,22 @@ pub struct CacheOptions {
     pub workers_max: NonZeroUsize,
     /// Threads that fill for checked accesses, readahead and prefetch, each with one fill at a time.
     pub fillers_max: NonZeroUsize,
+    /// Threads that write back, each with one transfer at a time.
+    pub writers_max: NonZeroUsize,
+    /// Dirty bytes above which they are written back in the background.
+    pub dirty_bytes_max: u64,
+    /// How long something is dirty before it is written back in the background.
+    pub dirty_time_max: Duration,
+    /// The most that is written in the background, in bytes a second; nothing bounds it without.
+    pub write_back_bytes_per_second_max: Option<u64>,
 }
 
 impl CacheOptions {
     /// Pages that a budget has at the least: enough for a few threads whose accesses need two pages each.
     pub const BUDGET_PAGES_MIN: u64 = 8;
 
-    /// A budget, and defaults for the rest: 60 s, 64 workers, 64 fillers.
+    /// A budget, and defaults for the rest: 60 s, 64 workers, 64 fillers, 8 writers; a quarter of the budget may be dirty,
+    /// for 30 s.
     pub fn new(budget_bytes: u64) -> CacheOptions {
         const THREADS_MAX: NonZeroUsize = NonZeroUsize::new(64).unwrap();
         CacheOptions {
@@ -49,6 +60,10 @@ impl CacheOptions {
             fill_time_max: Duration::from_secs(60),
             workers_max: THREADS_MAX,
             fillers_max: THREADS_MAX,
+            writers_max: const { NonZeroUsize::new(8).unwrap() },
+            dirty_bytes_max: budget_bytes / 4,
+            dirty_time_max: Duration::from_secs(30),
+            write_back_bytes_per_second_max: None,
         }
     }
 }
@@ -72,6 +87,10 @@ pub(crate) struct Inner {
     pub(crate) replacement: Mutex<Replacement>,
     pub(crate) space: AddressSpace,
     pub(crate) fillers: Fillers,
+    pub(crate) writers: Fillers,
+    pub(crate) pace: Pace,
+    /// Pages that are dirty or being written back.
+    pub(crate) dirty: AtomicU64,
     pub(crate) counters: Counters,
     pub(crate) made_in: ProcessId,
     workers: Workers,
@@ -109,37 +128,62 @@ impl PageCache {
             replacement: Mutex::default(),
             space: AddressSpace::default(),
             fillers: Fillers::new(options.fillers_max, pages * page.bytes()),
+            writers: Fillers::new(options.writers_max, 0),
+            pace: Pace::new(options.write_back_bytes_per_second_max),
+            dirty: AtomicU64::new(0),
             counters: Counters::default(),
             made_in: ProcessId::current(),
             workers: Workers::new(options.workers_max),
             objects: RwLock::default(),
             objects_made: AtomicU64::new(0),
         };
-        Ok(Arc::new(PageCache { inner: Arc::new(inner) }))
+        let inner = Arc::new(inner);
+        exit::register(&inner);
+        Ok(Arc::new(PageCache { inner }))
     }
 
-    /// An object over a store, with nothing in memory yet.
+    /// An object over a store, with nothing in memory yet, to be read.
     ///
     /// # Errors
     /// If the machine has no memory for it to be in (descriptors, for one).
     pub fn open(&self, store: Arc<dyn BackingStore>) -> Result<Arc<MemoryObject>> {
+        self.open_as(store, Use::ReadOnly).map(|(object, _)| object)
+    }
+
+    /// An object over a store, whose bytes will be borrowed as `used_as` says; with the right to them, if that is for one
+    /// alone.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), and if the store cannot be written where the object is to be stored to.
+    pub fn open_as(
+        &self,
+        store: Arc<dyn BackingStore>,
+        used_as: Use,
+    ) -> Result<(Arc<MemoryObject>, Option<Exclusive>)> {
         let inner = &self.inner;
         let (name, length) = catch(|| (Arc::<str>::from(store.name()), store.len()))?;
         if !inner.made_in.is_current() {
             return Err(Error::Forked { object: name });
         }
+        if used_as.is_writable() && catch(|| store.writability())? == Writability::ReadOnly {
+            return Err(Error::NotAllowed {
+                object: name,
+                reason: "the store is read-only; map it read-only, or private for changes that nobody else sees",
+            });
+        }
         let refused = |e| Error::Host { object: name.clone(), source: Arc::new(e) };
-        let memory = inner.host.create_memory(&name, length).map_err(refused)?;
+        let (memory, exclusive) = inner.host.create_memory(&name, length, used_as).map_err(refused)?;
         let id = ObjectId(inner.objects_made.fetch_add(1, Ordering::Relaxed));
         let object = Arc::new(MemoryObject::new(id, name, store, length, memory, inner.clone()));
         write(&inner.objects).insert(id, Arc::downgrade(&object));
         tracing::debug!(object = object.name(), bytes = object.len(), "opened");
-        Ok(object)
+        Ok((object, exclusive))
     }
 
     /// Shows `length` bytes of an object of this cache, from `offset` on, which need not be at a page's beginning.
     ///
-    /// `readahead_bytes_max` bounds what is fetched ahead of each reader; a quarter of the budget does too.
+    /// `readahead_bytes_max` bounds what is fetched ahead of each reader; a quarter of the budget does too. A range of an
+    /// object that can be stored to may reach beyond its end, to be used when it has grown.
     ///
     /// # Errors
     /// If the range is not inside the object, or the machine refuses.
@@ -159,8 +203,12 @@ impl PageCache {
         if !inner.made_in.is_current() {
             return Err(Error::Forked { object: name() });
         }
-        if offset.checked_add(length).is_none_or(|end| end > object.length) {
-            return Err(Error::OutOfRange { object: name(), offset, length, end: object.length });
+        let writable = object.memory.used_as().is_writable();
+        if offset
+            .checked_add(length)
+            .is_none_or(|end| end > object.len() && !(writable && offset <= object.len()))
+        {
+            return Err(Error::OutOfRange { object: name(), offset, length, end: object.len() });
         }
         let pages = inner.page.pages_of(offset..offset + length);
         let window_pages_max =
@@ -169,17 +217,34 @@ impl PageCache {
         let view = if length == 0 {
             None // There is nothing to touch.
         } else {
-            inner.workers.start(inner).map_err(|source| {
-                object.host_error(HostError::Call { call: "starting a thread for faults", source })
-            })?;
-            let start = inner.page.bytes_of(pages).start;
-            let view = object.memory.map(start, offset - start + length).map_err(|e| object.host_error(e))?;
-            object.add_view(view.clone(), pages);
-            let (object, reader) = (object.clone(), reader.clone());
-            inner.space.insert(Placed { view: view.clone(), object, pages, reader });
-            Some(view)
+            Some(self.place(object, pages, offset, length, &reader)?)
         };
         Ok(MappedView::new(self.clone(), object.clone(), view, offset, length, reader))
+    }
+
+    /// Makes a view, and lets its faults be served.
+    pub(crate) fn place(
+        &self,
+        object: &Arc<MemoryObject>,
+        pages: PageRange,
+        offset: u64,
+        length: u64,
+        reader: &Arc<Reader>,
+    ) -> Result<Arc<dyn View>> {
+        let inner = &self.inner;
+        inner.workers.start(inner).map_err(|source| {
+            object.host_error(HostError::Call { call: "starting a thread for faults", source })
+        })?;
+        let start = inner.page.bytes_of(pages).start;
+        let view = object.memory.map(start, offset - start + length).map_err(|e| object.host_error(e))?;
+        object.add_view(view.clone(), pages)?;
+        inner.space.insert(Placed {
+            view: view.clone(),
+            object: object.clone(),
+            pages,
+            reader: reader.clone(),
+        });
+        Ok(view)
     }
 
     /// Figures of all objects together since the cache was made.
@@ -207,8 +272,10 @@ impl Drop for PageCache {
         inner.faults.close();
         inner.workers.close();
         inner.fillers.close();
+        inner.writers.close();
         inner.workers.wait_for_end();
         inner.fillers.wait_for_end();
+        inner.writers.wait_for_end();
     }
 }
 
@@ -250,7 +317,7 @@ impl Inner {
         // The store's code: one that panics has no chunks.
         let chunk = catch(|| object.store.chunk_at(start)).unwrap_or(start..start + 1);
         let inside = self.page.pages_inside(chunk.start..chunk.end);
-        let end = if chunk.end >= object.length { object.all_pages().end } else { inside.end };
+        let end = if chunk.end >= object.len() { object.all_pages().end } else { inside.end };
         let pages = PageRange { start: inside.start.min(page), end: end.max(page.next()) };
         pages.part_around(page, self.fill_pages_max())
     }

@@ -46,6 +46,36 @@ pub enum Error {
         /// How long was waited.
         limit: Duration,
     },
+    /// As `NoRoom`, where dirty pages are in the way that their store does not take.
+    #[error("{object}: offset {offset}: no room within {limit:?}: what is dirty cannot be written: {cause}")]
+    NoRoomUnwritable {
+        /// What was accessed.
+        object: Arc<str>,
+        /// The first byte that was wanted.
+        offset: u64,
+        /// How long was waited.
+        limit: Duration,
+        /// Why it cannot be written.
+        cause: Arc<Error>,
+    },
+    /// The store did not take bytes, or did not make them durable; they are in memory still, and dirty.
+    #[error("{object}: offset {offset}: not written: {source}")]
+    Write {
+        /// What was written to.
+        object: Arc<str>,
+        /// The first byte that was to be written; 0 where it is not about any.
+        offset: u64,
+        /// Why.
+        source: Arc<StoreError>,
+    },
+    /// The object cannot be stored to this way.
+    #[error("{object}: {reason}")]
+    NotAllowed {
+        /// What it is about.
+        object: Arc<str>,
+        /// What is in the way, and what to do.
+        reason: &'static str,
+    },
     /// A range that is not inside the mapping or object.
     #[error("{object}: bytes {offset} to {offset}+{length} are not inside its {end} bytes")]
     OutOfRange {
@@ -105,17 +135,21 @@ impl Error {
     pub fn errno(&self) -> i32 {
         const EIO: i32 = 5;
         const ENOMEM: i32 = 12;
+        const EACCES: i32 = 13;
         const EINVAL: i32 = 22;
         const ECHILD: i32 = 10;
         const EAGAIN: i32 = 11;
         const ETIMEDOUT: i32 = 110;
         match self {
-            Error::Read { source, .. } | Error::Open(source) => match source.errno() {
-                0 => EIO,
-                errno => errno,
-            },
+            Error::Read { source, .. } | Error::Write { source, .. } | Error::Open(source) => {
+                match source.errno() {
+                    0 => EIO,
+                    errno => errno,
+                }
+            }
             Error::TimedOut { .. } => ETIMEDOUT,
-            Error::NoRoom { .. } => ENOMEM,
+            Error::NoRoom { .. } | Error::NoRoomUnwritable { .. } => ENOMEM,
+            Error::NotAllowed { .. } => EACCES,
             Error::OutOfRange { .. } | Error::BudgetTooSmall { .. } => EINVAL,
             Error::PinLimit { .. } => EAGAIN,
             Error::Forked { .. } => ECHILD,

@@ -2,11 +2,12 @@
 //! used, punching holes.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::cache::Inner;
 use crate::object::MemoryObject;
-use crate::page_state::{PageState, Transition};
+use crate::page_state::Transition;
+use crate::page_table::Mark;
 use crate::replacement::{CachedPage, Queue, Step};
 use crate::stats::Counter;
 use crate::sync::lock;
@@ -19,6 +20,10 @@ const VIEWS_ASKED_MAX: usize = 8;
 const STALE_MAX: usize = 1024;
 /// The most pages evicted in one go when somebody asks for it.
 const EVICTED_TOGETHER_MAX: u64 = 1024;
+/// Batches of dirty pages looked at before whoever needs room waits for them to be written.
+const UNWRITTEN_BATCHES_MAX: u64 = 4;
+/// How long whoever needs room waits before he looks again for himself.
+const RETRY_TIME: Duration = Duration::from_millis(200);
 /// Pages looked at together.
 const BATCH_PAGES_MAX: u64 = 64;
 
@@ -43,7 +48,7 @@ enum Chosen {
 impl Inner {
     /// Takes `wanted` pages of the budget, evicting for them; fewer, but at least `least`, if there is no more to be had
     /// without waiting. Waits for `least` until the time limit of a fill; then the answer is 0.
-    pub(crate) fn make_room(&self, wanted: u64, least: u64) -> u64 {
+    pub(crate) fn make_room(self: &Arc<Self>, wanted: u64, least: u64) -> u64 {
         let deadline = Instant::now() + self.options.fill_time_max;
         let mut taken = 0;
         loop {
@@ -55,7 +60,12 @@ impl Inner {
             if not_free > 0 && self.evict(not_free) > 0 {
                 continue;
             }
-            if taken >= least || !self.budget.wait(moment, deadline) {
+            if taken >= least {
+                return taken;
+            }
+            // Not all at once: what failed to be written is tried again now and then.
+            let soon = deadline.min(Instant::now() + RETRY_TIME);
+            if !self.budget.wait(moment, soon) && Instant::now() >= deadline {
                 return taken;
             }
         }
@@ -67,13 +77,15 @@ impl Inner {
     }
 
     /// Evicts at least `wanted` pages if it can; gives how many it did.
-    fn evict(&self, wanted: u64) -> u64 {
+    fn evict(self: &Arc<Self>, wanted: u64) -> u64 {
         let batch = (self.budget.pages() / 16).clamp(1, BATCH_PAGES_MAX);
         let mut evicted = 0;
         // A page is looked at twice before it goes. When all have been, and are still in use, use is no excuse.
         let queued = lock(&self.replacement).len() as u64;
         let mut looks_left = 4 * queued + batch;
-        while evicted < wanted && looks_left > 0 {
+        // Dirty pages have to be written first. When enough are on their way, it is better to wait for those.
+        let mut unwritten = 0;
+        while evicted < wanted && looks_left > 0 && unwritten < UNWRITTEN_BATCHES_MAX * batch {
             let spare = if looks_left > 2 * queued { Spare::Used } else { Spare::Pinned };
             let step = lock(&self.replacement).next_step(batch as usize);
             match step {
@@ -84,7 +96,12 @@ impl Inner {
                 Step::Judge(pages) => {
                     looks_left = looks_left.saturating_sub(pages.len() as u64);
                     self.for_runs(pages, |object, runs| {
-                        evicted += runs.iter().map(|run| object.judge(*run, spare)).sum::<u64>();
+                        let mut dirty = Vec::new();
+                        evicted += runs.iter().map(|run| object.judge(*run, spare, &mut dirty)).sum::<u64>();
+                        unwritten += dirty.iter().map(|run| run.count()).sum::<u64>();
+                        if !dirty.is_empty() {
+                            self.write_back_soon(object, &dirty);
+                        }
                     });
                 }
                 Step::Exhausted => break,
@@ -137,13 +154,14 @@ impl MemoryObject {
         let mut pages = self.pages();
         let mut replacement = lock(&self.cache.replacement);
         for page in runs.iter().flat_map(|run| run.iter()) {
-            pages.table.set_read(page, false);
+            pages.table.set(page, Mark::Read, false);
             replacement.put(Queue::Probation, CachedPage { object: self.id, page });
         }
     }
 
-    /// Spares the pages of a run that were used since they were put on probation, and evicts the others.
-    fn judge(&self, run: PageRange, spare: Spare) -> u64 {
+    /// Spares the pages of a run that were used since they were put on probation, and evicts the others, but for those that
+    /// are dirty: they are told.
+    fn judge(&self, run: PageRange, spare: Spare, dirty: &mut Vec<PageRange>) -> u64 {
         let mut used = vec![false; run.count() as usize];
         if spare == Spare::Used && self.view_count() <= VIEWS_ASKED_MAX {
             let mut parts = Vec::new();
@@ -162,7 +180,7 @@ impl MemoryObject {
                 }
             });
         }
-        let transits = self.begin_eviction(run, &used, spare, Chosen::ByQueue);
+        let transits = self.begin_eviction(run, &used, spare, Chosen::ByQueue, dirty);
         transits.into_iter().map(|(part, transit)| self.finish_eviction(part, &transit)).sum()
     }
 
@@ -173,29 +191,41 @@ impl MemoryObject {
         used: &[bool],
         spare: Spare,
         chosen: Chosen,
+        dirty: &mut Vec<PageRange>,
     ) -> Vec<(PageRange, Arc<Transit>)> {
         let mut pages = self.pages();
         let by_queue = chosen == Chosen::ByQueue;
         let mut parts: Vec<PageRange> = Vec::new();
         for (page, used) in run.iter().zip(used) {
-            if pages.table.state(page) != PageState::Clean {
+            let state = pages.table.state(page);
+            if !state.is_readable() {
                 // Gone otherwise, or on its way in: it will be queued when it is there.
                 if by_queue {
-                    pages.table.set_queued(page, false);
+                    pages.table.set(page, Mark::Queued, false);
                 }
                 continue;
             }
-            let used = *used || (spare == Spare::Used && pages.table.is_read(page));
-            if used || pages.table.is_pinned(page) {
+            let used = *used || (spare == Spare::Used && pages.table.is(page, Mark::Read));
+            if used || pages.table.is(page, Mark::Pinned) {
                 if by_queue {
                     self.count(Counter::pages_spared, 1);
                     lock(&self.cache.replacement).put(Queue::Fresh, CachedPage { object: self.id, page });
                 }
                 continue;
             }
+            if state.is_dirty() {
+                if by_queue {
+                    lock(&self.cache.replacement).put(Queue::Probation, CachedPage { object: self.id, page });
+                }
+                match dirty.last_mut() {
+                    Some(last) if last.end == page => last.end = page.next(),
+                    _ => dirty.push(PageRange::single(page)),
+                }
+                continue;
+            }
             pages.table.apply(page, Transition::BeginEviction);
             if by_queue {
-                pages.table.set_queued(page, false);
+                pages.table.set(page, Mark::Queued, false);
             }
             match parts.last_mut() {
                 Some(last) if last.end == page => last.end = page.next(),
@@ -228,7 +258,9 @@ impl MemoryObject {
             while start < run.end.0 {
                 let part = PageRange::new(start, run.end.0.min(start + EVICTED_TOGETHER_MAX));
                 let unused = vec![false; part.count() as usize];
-                for (part, transit) in self.begin_eviction(part, &unused, Spare::Pinned, Chosen::ByCaller) {
+                for (part, transit) in
+                    self.begin_eviction(part, &unused, Spare::Pinned, Chosen::ByCaller, &mut Vec::new())
+                {
                     evicted += self.finish_eviction(part, &transit);
                 }
                 start = part.end.0;
@@ -243,10 +275,10 @@ impl MemoryObject {
         let mut pages = self.pages();
         let mut replacement = lock(&self.cache.replacement);
         for page in run.iter() {
-            if pages.table.state(page) == PageState::Clean {
+            if pages.table.state(page).is_readable() {
                 replacement.put(queue, CachedPage { object: self.id, page });
             } else {
-                pages.table.set_queued(page, false);
+                pages.table.set(page, Mark::Queued, false);
             }
         }
     }

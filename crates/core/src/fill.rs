@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use omnimap_host::die;
+use omnimap_host::{HostError, Stores, die};
 use omnimap_store::{AlignedBytes, StoreError, catch};
 
 use crate::object::MemoryObject;
@@ -19,6 +19,8 @@ pub(crate) struct Fill {
     object: Arc<MemoryObject>,
     transit: Arc<Transit>,
     range: PageRange,
+    /// The page that a store through a view waits for, if it is for one.
+    store_page: Option<PageIndex>,
     /// Pages of the budget that it holds.
     reserved: u64,
     ended: bool,
@@ -34,8 +36,13 @@ pub(crate) enum For {
 }
 
 impl Fill {
-    pub(crate) fn new(object: Arc<MemoryObject>, transit: Arc<Transit>, range: PageRange) -> Fill {
-        Fill { object, transit, range, reserved: 0, ended: false }
+    pub(crate) fn new(
+        object: Arc<MemoryObject>,
+        transit: Arc<Transit>,
+        range: PageRange,
+        store_page: Option<PageIndex>,
+    ) -> Fill {
+        Fill { object, transit, range, store_page, reserved: 0, ended: false }
     }
 
     /// The pages that it will fill, if there is room for all.
@@ -58,8 +65,8 @@ impl Fill {
         let _entered = span.enter();
         self.make_room(whom)?;
         loop {
-            match self.transfer() {
-                Ok(()) => return Ok(self.arrive(whom)),
+            match self.transfer().and_then(|bytes| self.arrive(whom, &bytes)) {
+                Ok(resolution) => return Ok(resolution),
                 Err(cause) => match self.smaller(whom) {
                     // Another page's failure is none of the waiter's business: try what it needs alone.
                     Some(least) => self.shrink(least),
@@ -92,11 +99,15 @@ impl Fill {
         Ok(())
     }
 
-    /// From the store to memory; nobody sees the pages yet but through views.
-    fn transfer(&mut self) -> Result<(), Cause> {
+    /// From the store to memory; nobody sees the pages yet but through views. The page that a store waits for is left
+    /// out: it comes when it is published.
+    fn transfer(&mut self) -> Result<AlignedBytes, Cause> {
         let object = &self.object;
         let bytes = object.cache.page.bytes_of(self.range);
-        let wanted = (bytes.end.min(object.length) - bytes.start) as usize;
+        let Some(wanted) = bytes.end.min(object.len()).checked_sub(bytes.start) else {
+            return Err(Cause::BeyondEnd); // It has become shorter.
+        };
+        let wanted = wanted as usize;
         // Whole pages, although the object may end in the last: direct I/O takes nothing else.
         let mut buffer = AlignedBytes::new((bytes.end - bytes.start) as usize);
         let got = catch(|| object.store.read_at(bytes.start, &mut buffer)).and_then(|outcome| outcome);
@@ -110,13 +121,23 @@ impl Fill {
         }
         // What lies behind the object's end in its last page is zeros.
         buffer[wanted..].fill(0);
-        object.memory.fill(bytes.start, &buffer).map_err(|error| {
-            // Some of the pages may be there: they must not be taken for holes, or be found by anybody.
-            if object.memory.punch(bytes.start, bytes.end - bytes.start).is_err() {
-                die(&format!("{}: memory that was filled in part cannot be emptied", object.name));
-            }
-            Cause::Host(Arc::new(error))
-        })
+        let store = self.store_page.filter(|page| self.range.contains(*page));
+        let store = store.map_or(bytes.end..bytes.end, |p| object.cache.page.bytes_of(PageRange::single(p)));
+        for part in [bytes.start..store.start, store.end..bytes.end].into_iter().filter(|p| !p.is_empty()) {
+            let slice = &buffer[(part.start - bytes.start) as usize..(part.end - bytes.start) as usize];
+            object.memory.fill(part.start, slice, Stores::Trap).map_err(|error| self.undo(error))?;
+        }
+        Ok(buffer)
+    }
+
+    fn undo(&self, error: HostError) -> Cause {
+        let object = &self.object;
+        let bytes = object.cache.page.bytes_of(self.range);
+        // Some of the pages may be there: they must not be taken for holes, or be found by anybody.
+        if object.memory.punch(bytes.start, bytes.end - bytes.start).is_err() {
+            die(&format!("{}: memory that was filled in part cannot be emptied", object.name));
+        }
+        Cause::Host(Arc::new(error))
     }
 
     /// What can be tried instead after a failure: the least that gives the waiter its page, if that is less.
@@ -147,24 +168,47 @@ impl Fill {
         object.cache.wake(&object, &waiters);
     }
 
-    fn arrive(&mut self, whom: For) -> Resolution {
+    /// Publishes the pages. The one that a store waits for is put into memory here, under the lock: as soon as it is there
+    /// it is stored to, and nobody may take it for clean.
+    ///
+    /// # Errors
+    /// If there is no memory for that page; then nothing is published.
+    fn arrive(&mut self, whom: For, buffer: &[u8]) -> Result<Resolution, Cause> {
+        let object = self.object.clone();
+        let mut pages = object.pages();
+        let mut stored = None;
+        if let Some(page) = self.store_page.filter(|page| self.range.contains(*page)) {
+            let bytes = object.cache.page.bytes_of(PageRange::single(page));
+            let from = (bytes.start - object.cache.page.bytes_of(self.range).start) as usize;
+            let slice = &buffer[from..from + object.cache.page.bytes() as usize];
+            // With somebody who wants the bytes of before, the store has to come and ask once more.
+            let stores = if pages.writes.keepers.is_empty() { Stores::Let } else { Stores::Trap };
+            object.memory.fill(bytes.start, slice, stores).map_err(|error| self.undo(error))?;
+            stored = (stores == Stores::Let).then_some(page);
+        }
         self.ended = true;
         // The pages hold it from now on, and may be evicted as soon as they are published.
         self.object.cache.budget.arrived(std::mem::take(&mut self.reserved));
-        let object = &self.object;
         let bytes = object.cache.page.bytes_of(self.range);
-        let bytes = bytes.end.min(object.length) - bytes.start;
+        let bytes = bytes.end.min(object.len()).saturating_sub(bytes.start);
         object.count(Counter::fills, 1);
         object.count(Counter::bytes_filled, bytes);
         if whom == For::Later {
             object.count(Counter::fills_ahead, 1);
             object.count(Counter::bytes_filled_ahead, bytes);
         }
-        let (waiters, poisoned) = object.end_transit(&self.transit, Transition::Filled, Outcome::Arrived);
+        let (waiters, poisoned) = object.end_transit_locked(
+            &mut pages,
+            &self.transit,
+            Transition::Filled,
+            stored,
+            Outcome::Arrived,
+        );
+        drop(pages);
         object.clear_poison(&poisoned);
-        object.cache.wake(object, &waiters);
+        object.cache.wake(&object, &waiters);
         object.cache.budget.evictable();
-        Resolution::Filled
+        Ok(Resolution::Filled)
     }
 
     /// Ends it with a failure, if somebody waits for it: who only might want the pages will ask, and be told, himself.

@@ -10,6 +10,7 @@ use omnimap_host::{SignalsBlocked, die};
 
 use crate::address_space::Reader;
 use crate::cache::Inner;
+use crate::durable::Shares;
 use crate::fill::{Fill, For};
 use crate::object::MemoryObject;
 use crate::prefetch::Pieces;
@@ -49,6 +50,8 @@ enum Job {
     Waiter(Fill, PageIndex),
     Ahead(Arc<MemoryObject>, PageRange),
     Prefetch(Arc<Pieces>),
+    /// Needs no room, and so has threads of its own: those that fill may all be waiting for the room that it makes.
+    Write(Arc<Shares>),
 }
 
 impl Fillers {
@@ -83,6 +86,12 @@ impl Fillers {
         let most = self.ahead_bytes_max;
         let add = |now: u64| (now + bytes <= most).then_some(now + bytes);
         self.ahead_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).is_ok()
+    }
+
+    /// Whether jobs are waiting for a thread.
+    pub(crate) fn is_busy(&self) -> bool {
+        let state = lock(&self.state);
+        state.urgent.len() + state.later.len() > 0
     }
 
     fn next_job(&self) -> Option<Job> {
@@ -156,15 +165,23 @@ impl Inner {
         preferred.clamp(1, self.fill_pages_max())
     }
 
+    /// Lets a writer help to write back.
+    pub(crate) fn submit_shares(self: &Arc<Self>, shares: Arc<Shares>) {
+        self.submit(Job::Write(shares));
+    }
+
     fn submit(self: &Arc<Self>, job: Job) {
-        let fillers = &self.fillers;
+        let writes = matches!(job, Job::Write(_));
+        let pool: fn(&Inner) -> &Fillers =
+            if writes { |inner| &inner.writers } else { |inner| &inner.fillers };
+        let fillers = pool(self);
         let mut state = lock(&fillers.state);
         if state.closed {
             drop(state);
             return self.refuse(job);
         }
         match job {
-            Job::Waiter(..) => state.urgent.push_back(job),
+            Job::Waiter(..) | Job::Write(_) => state.urgent.push_back(job),
             Job::Ahead(..) | Job::Prefetch(_) => state.later.push_back(job),
         }
         let queued = state.urgent.len() + state.later.len();
@@ -181,14 +198,15 @@ impl Inner {
         let inner = self.clone();
         let _blocked = SignalsBlocked::new();
         let work = move || {
-            while let Some(job) = inner.fillers.next_job() {
+            while let Some(job) = pool(&inner).next_job() {
                 // Whoever waits for the job would do so for ever.
                 if catch_unwind(AssertUnwindSafe(|| inner.perform(job))).is_err() {
                     die("a panic while pages were filled");
                 }
             }
         };
-        if let Err(error) = thread::Builder::new().name("omnimap-fill".to_owned()).spawn(work) {
+        let name = if writes { "omnimap-write" } else { "omnimap-fill" };
+        if let Err(error) = thread::Builder::new().name(name.to_owned()).spawn(work) {
             tracing::warn!(%error, "no further thread for fills");
             let mut state = lock(&fillers.state);
             state.threads -= 1;
@@ -215,6 +233,7 @@ impl Inner {
                 self.fillers.ahead_bytes.fetch_sub(range.count() * self.page.bytes(), Ordering::Relaxed);
             }
             // A piece at a time, so that what is urgent comes between.
+            Job::Write(shares) => while shares.write_one() {},
             Job::Prefetch(pieces) => {
                 if pieces.fetch_one() {
                     self.submit(Job::Prefetch(pieces));
@@ -231,6 +250,8 @@ impl Inner {
                 self.fillers.ahead_bytes.fetch_sub(range.count() * self.page.bytes(), Ordering::Relaxed);
             }
             Job::Prefetch(pieces) => while pieces.fetch_one() {},
+            // Whoever waits for it writes it himself.
+            Job::Write(_) => {}
         }
     }
 }

@@ -18,18 +18,23 @@
 mod address_space;
 mod budget;
 mod cache;
+mod durable;
 mod error;
 mod evict;
+mod exit;
 mod fill;
 mod fillers;
 mod mapped_view;
 mod object;
 mod page_table;
 mod prefetch;
+mod snapshot;
 mod stats;
+mod stores;
 mod sync;
 mod transit;
 mod workers;
+mod write_back;
 
 pub mod page_state;
 pub mod readahead;

@@ -4,20 +4,20 @@ use std::ops::{Deref, Range};
 use std::sync::Arc;
 use std::time::Instant;
 
-use omnimap_host::View;
+use omnimap_host::{Exclusive, View};
 use omnimap_store::Answers;
 
 use crate::address_space::Reader;
 use crate::cache::PageCache;
 use crate::error::{Error, Result};
 use crate::fill::For;
-use crate::object::{Claim, MemoryObject};
+use crate::object::{Claim, Intent, MemoryObject};
 use crate::prefetch::Prefetch;
 use crate::readahead::{Bounds, Pattern};
 use crate::stats::{self, Counter, Stats};
 use crate::sync::atomic::Ordering;
 use crate::sync::lock;
-use crate::transit::{Waited, Waiter};
+use crate::transit::{Cause, Waited, Waiter};
 use crate::units::{PageIndex, PageRange};
 
 /// Pages copied by a checked read under one lock.
@@ -27,13 +27,16 @@ const READ_PAGES_MAX: u64 = 256;
 ///
 /// All offsets are in bytes from its start.
 pub struct MappedView {
-    cache: Arc<PageCache>,
-    object: Arc<MemoryObject>,
+    pub(crate) cache: Arc<PageCache>,
+    pub(crate) object: Arc<MemoryObject>,
     /// None for a mapping of no bytes.
-    view: Option<Arc<dyn View>>,
-    offset: u64,
-    length: u64,
-    reader: Arc<Reader>,
+    pub(crate) view: Option<Arc<dyn View>>,
+    pub(crate) offset: u64,
+    /// Bytes of the view; the object may end before.
+    pub(crate) length: u64,
+    pub(crate) reader: Arc<Reader>,
+    /// The right to the bytes, where one alone has it.
+    pub(crate) exclusive: Option<Exclusive>,
 }
 
 impl MappedView {
@@ -45,17 +48,17 @@ impl MappedView {
         length: u64,
         reader: Arc<Reader>,
     ) -> MappedView {
-        MappedView { cache, object, view, offset, length, reader }
+        MappedView { cache, object, view, offset, length, reader, exclusive: None }
     }
 
-    /// Length in bytes.
+    /// Length in bytes, of what the object has of it now.
     pub fn len(&self) -> u64 {
-        self.length
+        self.length.min(self.object.len().saturating_sub(self.offset))
     }
 
     /// Whether it has no bytes.
     pub fn is_empty(&self) -> bool {
-        self.length == 0
+        self.len() == 0
     }
 
     /// What it shows.
@@ -186,7 +189,7 @@ impl MappedView {
     pub fn evict(&self, range: Range<u64>) -> Result<u64> {
         let wanted = self.locate(range.start, range.end.saturating_sub(range.start))?;
         let inner = &self.object.cache;
-        let end = if wanted.end == self.object.length {
+        let end = if wanted.end == self.object.len() {
             wanted.end.next_multiple_of(inner.page.bytes())
         } else {
             wanted.end
@@ -211,10 +214,10 @@ impl MappedView {
     }
 
     /// A range of the mapping as a range of the object; no range, if it is not inside, or the process is another.
-    fn locate(&self, offset: u64, length: u64) -> Result<Range<u64>> {
+    pub(crate) fn locate(&self, offset: u64, length: u64) -> Result<Range<u64>> {
         let object = || self.object.name.clone();
-        if offset.checked_add(length).is_none_or(|end| end > self.length) {
-            return Err(Error::OutOfRange { object: object(), offset, length, end: self.length });
+        if offset.checked_add(length).is_none_or(|end| end > self.len()) {
+            return Err(Error::OutOfRange { object: object(), offset, length, end: self.len() });
         }
         if !self.object.cache.made_in.is_current() {
             return Err(Error::Forked { object: object() });
@@ -224,14 +227,14 @@ impl MappedView {
 
     fn bounds(&self, page: PageIndex) -> Bounds {
         Bounds {
-            object: self.object.cache.page.pages_of(self.offset..self.offset + self.length),
+            object: self.object.cache.page.pages_of(self.offset..self.offset + self.len()),
             chunk: self.object.cache.chunk_pages(&self.object, page),
             window_pages_max: self.reader.window_pages_max,
         }
     }
 
     /// Gets a page that was not in memory, pinned. `at` is the byte that is wanted first, for errors.
-    fn fetch(&self, page: PageIndex, wanted: PageRange, at: u64) -> Result<()> {
+    pub(crate) fn fetch(&self, page: PageIndex, wanted: PageRange, at: u64) -> Result<()> {
         let inner = &self.object.cache;
         let since = Instant::now();
         let limit = inner.options.fill_time_max;
@@ -243,8 +246,9 @@ impl MappedView {
         let ahead = PageRange::new(plan.ahead.start.0.max(now.end.0), plan.ahead.end.0);
         inner.fill_ahead(&self.object, ahead, &self.reader);
         let outcome = loop {
-            let transit = match self.object.claim(page, now, Some(Waiter::Checked { page })) {
+            let transit = match self.object.claim(page, now, Some(Waiter::Checked { page }), Intent::Load) {
                 Claim::Resident => break Ok(()),
+                Claim::BeyondEnd => break Err(self.object.error_at(at, Cause::BeyondEnd)),
                 Claim::Joined(transit) => transit,
                 Claim::Mine(fill) => {
                     let transit = fill.transit();
@@ -286,18 +290,21 @@ impl Drop for MappedView {
             if !self.object.cache.made_in.is_current() {
                 return; // Not the child's, and locks may be held by threads that are not here.
             }
-            self.object.remove_view(view.start());
+            let last = self.object.remove_view(view.start()) == 0;
             // The last two references go here and now: the range is unmapped when this returns.
             drop(self.object.cache.space.remove(view.start()));
             drop(view);
+            if last && self.object.memory.used_as().is_writable() {
+                self.object.last_writer_left();
+            }
         }
     }
 }
 
 /// Pages that stay until it is dropped.
-struct Pinned<'a> {
-    object: &'a MemoryObject,
-    range: PageRange,
+pub(crate) struct Pinned<'a> {
+    pub(crate) object: &'a MemoryObject,
+    pub(crate) range: PageRange,
 }
 
 impl Drop for Pinned<'_> {

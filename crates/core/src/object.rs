@@ -12,25 +12,34 @@ use crate::cache::Inner;
 use crate::error::{Error, Result};
 use crate::fill::Fill;
 use crate::page_state::{PageState, Transition};
-use crate::page_table::PageTable;
+use crate::page_table::{Mark, PageTable};
 use crate::prefetch::Pieces;
 use crate::replacement::{CachedPage, ObjectId, Queue};
 use crate::stats::{Counter, Counters, count};
-use crate::sync::{Mutex, MutexGuard, RwLock, lock, read, write};
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Condvar, Mutex, MutexGuard, RwLock, lock, read, write};
 use crate::transit::{Cause, Outcome, Transit, Waiter};
 use crate::units::{PageIndex, PageRange};
+use crate::write_back::{Turns, Writes};
 
 /// What is mapped: page-indexed bytes from a store, of which a part is in memory.
 pub struct MemoryObject {
     pub(crate) id: ObjectId,
     pub(crate) name: Arc<str>,
-    pub(crate) length: u64,
+    length: AtomicU64,
     pub(crate) store: Arc<dyn BackingStore>,
     pub(crate) memory: Arc<dyn Memory>,
     pub(crate) cache: Arc<Inner>,
     pub(crate) counters: Counters,
+    /// Held, shared, by checked writes from when their pages are dirty until the bytes are there; exclusively, while a
+    /// moment is fixed that must not fall into the middle of one.
+    pub(crate) writing: RwLock<()>,
     pages: Mutex<Pages>,
-    views: RwLock<Vec<ObjectView>>,
+    /// Pages that were being written back are not any more. Goes with `pages`.
+    pub(crate) written: Condvar,
+    pub(crate) syncs: Turns,
+    pub(crate) snapshots_made: AtomicU64,
+    pub(crate) views: RwLock<Vec<ObjectView>>,
 }
 
 /// A view, and which page of the object it begins with.
@@ -48,6 +57,7 @@ pub(crate) struct Pages {
     pins: HashMap<PageIndex, u32>,
     /// Addresses (of pages) that raise SIGBUS until that is taken back.
     pub(crate) poisoned: HashMap<PageIndex, Vec<Poisoned>>,
+    pub(crate) writes: Writes,
 }
 
 /// An address (of a page) whose accesses raise SIGBUS.
@@ -60,8 +70,8 @@ pub(crate) struct Poisoned {
 impl Pages {
     pub(crate) fn pin(&mut self, page: PageIndex) {
         *self.pins.entry(page).or_insert(0) += 1;
-        self.table.set_pinned(page, true);
-        self.table.set_read(page, true);
+        self.table.set(page, Mark::Pinned, true);
+        self.table.set(page, Mark::Read, true);
     }
 
     /// Gives one pin back; `true` if it was the page's last.
@@ -71,9 +81,13 @@ impl Pages {
         let last = *count == 0;
         if last {
             self.pins.remove(&page);
-            self.table.set_pinned(page, false);
+            self.table.set(page, Mark::Pinned, false);
         }
         last
+    }
+
+    pub(crate) fn has_pins(&self, range: PageRange) -> bool {
+        self.pins.keys().any(|page| range.contains(*page))
     }
 
     pub(crate) fn remove_transit(&mut self, transit: &Arc<Transit>) {
@@ -102,14 +116,24 @@ impl Pages {
     }
 }
 
+/// What a page is wanted for.
+pub(crate) enum Intent<'a> {
+    /// To be read; or to be looked at first, by whoever marks it as dirty himself.
+    Load,
+    /// For a store through a view, at these bytes of it.
+    Store(&'a dyn View, Range<u64>),
+}
+
 /// What became of a request for a page.
 pub(crate) enum Claim {
-    /// It is in memory (and pinned, for a checked waiter).
+    /// It is in memory (and pinned, for a checked waiter; and its stores go through, for a store).
     Resident,
     /// It is on its way in or out; the waiter is in the list.
     Joined(Arc<Transit>),
     /// The caller has to fill it.
     Mine(Fill),
+    /// The object has become shorter, and has no such page.
+    BeyondEnd,
 }
 
 impl MemoryObject {
@@ -121,6 +145,7 @@ impl MemoryObject {
         memory: Arc<dyn Memory>,
         cache: Arc<Inner>,
     ) -> MemoryObject {
+        let length = AtomicU64::new(length);
         MemoryObject {
             id,
             name,
@@ -129,7 +154,11 @@ impl MemoryObject {
             memory,
             cache,
             counters: Counters::default(),
+            writing: RwLock::default(),
             pages: Mutex::default(),
+            written: Condvar::new(),
+            syncs: Turns::default(),
+            snapshots_made: AtomicU64::new(1),
             views: RwLock::default(),
         }
     }
@@ -139,14 +168,18 @@ impl MemoryObject {
         &self.name
     }
 
-    /// Length in bytes.
+    /// Length in bytes, now.
     pub fn len(&self) -> u64 {
-        self.length
+        self.length.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_length(&self, length: u64) {
+        self.length.store(length, Ordering::Release);
     }
 
     /// Whether it has no bytes.
     pub fn is_empty(&self) -> bool {
-        self.length == 0
+        self.len() == 0
     }
 
     /// Where its bytes come from.
@@ -164,7 +197,7 @@ impl MemoryObject {
 
     /// All of its pages.
     pub(crate) fn all_pages(&self) -> PageRange {
-        self.cache.page.pages_of(0..self.length)
+        self.cache.page.pages_of(0..self.len())
     }
 
     pub(crate) fn pages(&self) -> MutexGuard<'_, Pages> {
@@ -185,7 +218,8 @@ impl MemoryObject {
         match cause {
             Cause::Store(source) => Error::Read { object, offset, source },
             Cause::Host(source) => Error::Host { object, source },
-            Cause::NoRoom => Error::NoRoom { object, offset, limit: self.cache.options.fill_time_max },
+            Cause::NoRoom => self.no_room(offset),
+            Cause::BeyondEnd => Error::OutOfRange { object, offset, length: 1, end: self.len() },
         }
     }
 
@@ -195,10 +229,14 @@ impl MemoryObject {
         page: PageIndex,
         window: PageRange,
         waiter: Option<Waiter>,
+        intent: Intent<'_>,
     ) -> Claim {
         let mut pages = self.pages();
         match pages.table.state(page) {
-            PageState::Clean => {
+            PageState::Clean | PageState::Dirty | PageState::WritingBack => {
+                if let Intent::Store(view, bytes) = intent {
+                    self.let_stores(&mut pages, page, view, bytes);
+                }
                 if let Some(Waiter::Checked { page }) = waiter {
                     pages.pin(page);
                 }
@@ -211,7 +249,11 @@ impl MemoryObject {
                 Claim::Joined(transit)
             }
             PageState::Absent | PageState::Failed => {
-                let range = pages.table.fillable_run(page, window);
+                let inside = self.all_pages();
+                if !inside.contains(page) {
+                    return Claim::BeyondEnd;
+                }
+                let range = pages.table.fillable_run(page, window.intersect(inside));
                 for page in range.iter() {
                     pages.table.apply(page, Transition::BeginFill);
                 }
@@ -220,7 +262,8 @@ impl MemoryObject {
                 let poisoned = pages.take_poisoned(range);
                 drop(pages);
                 self.clear_poison(&poisoned);
-                Claim::Mine(Fill::new(self.clone(), transit, range))
+                let store = matches!(intent, Intent::Store(..)).then_some(page);
+                Claim::Mine(Fill::new(self.clone(), transit, range, store))
             }
         }
     }
@@ -234,7 +277,7 @@ impl MemoryObject {
                 window.iter().find(|p| pages.table.state(*p).is_fillable())?
             };
             window.start = first;
-            if let Claim::Mine(fill) = self.claim(first, window, None) {
+            if let Claim::Mine(fill) = self.claim(first, window, None, Intent::Load) {
                 let rest = PageRange { start: fill.range().end, end: window.end };
                 return Some((fill, rest));
             }
@@ -261,7 +304,7 @@ impl MemoryObject {
     /// Pins the pages from `start` on that are in memory, at most up to `end`.
     pub(crate) fn pin_resident(&self, start: PageIndex, end: PageIndex) -> PageRange {
         let mut pages = self.pages();
-        let prefix = pages.table.clean_prefix(start, end);
+        let prefix = pages.table.readable_prefix(start, end);
         for page in prefix.iter() {
             pages.pin(page);
         }
@@ -281,12 +324,38 @@ impl MemoryObject {
         }
     }
 
-    pub(crate) fn add_view(&self, view: Arc<dyn View>, pages: PageRange) {
-        write(&self.views).push(ObjectView { view, pages });
+    /// Adds a view, of which nobody knows the address yet; stores to pages that are in memory, or will be in a moment, are
+    /// trapped in it first.
+    pub(crate) fn add_view(&self, view: Arc<dyn View>, shown: PageRange) -> Result<()> {
+        let writable = self.memory.used_as().is_writable();
+        write(&self.views).push(ObjectView { view: view.clone(), pages: shown });
+        if !writable {
+            return Ok(());
+        }
+        let pages = self.pages();
+        let present: Vec<Range<u64>> = pages
+            .table
+            .present_runs(shown)
+            .into_iter()
+            .map(|run| {
+                self.cache
+                    .page
+                    .bytes_of(PageRange::new(run.start.0 - shown.start.0, run.end.0 - shown.start.0))
+            })
+            .collect();
+        let trapped = view.trap_stores(&present);
+        drop(pages);
+        trapped.map_err(|e| {
+            self.remove_view(view.start());
+            self.host_error(e)
+        })
     }
 
-    pub(crate) fn remove_view(&self, start: Address) {
-        write(&self.views).retain(|v| v.view.start() != start);
+    /// Removes a view; gives how many are left.
+    pub(crate) fn remove_view(&self, start: Address) -> usize {
+        let mut views = write(&self.views);
+        views.retain(|v| v.view.start() != start);
+        views.len()
     }
 
     /// Calls `work` with each view of some of the pages: the view, its pages, and the bytes of those within it.
@@ -343,37 +412,51 @@ impl MemoryObject {
             self.count(Counter::faults_failed, 1);
             let why = error(page.0 * self.cache.page.bytes()).to_string();
             self.with_page_at(*address, |view, bytes, there| {
-                if there != *page {
-                    return; // Mapped anew meanwhile.
+                // Locked until it is done: in a page that somebody fills again, stores must stay trapped.
+                let pages = self.pages();
+                if there != *page || !pages.is_poisoned(*page, *address) {
+                    return; // Mapped anew meanwhile, or claimed: the thread tries again.
                 }
-                if let Err(error) = view.fail(bytes.clone(), &why) {
+                if let Err(error) = view.fail(bytes, &why) {
                     // The thread would wait for ever, and without a word.
                     die(&format!("a page failed ({why}) and cannot be marked: {error}"));
-                }
-                // Somebody may have begun to fill it again between the failure and this.
-                if !self.pages().is_poisoned(*page, *address) {
-                    self.clear_failure(view, bytes);
                 }
             });
         }
         self.cache.wake(self, waiters);
     }
 
-    /// Turns pages that a fill had claimed into absent ones, and gives back who waited for them.
+    /// Ends a fill or an eviction for its pages, and gives back who waited for them.
     pub(crate) fn end_transit(
         &self,
         transit: &Arc<Transit>,
         transition: Transition,
         outcome: Outcome,
     ) -> (Vec<Waiter>, Vec<Poisoned>) {
-        let mut pages = self.pages();
+        self.end_transit_locked(&mut self.pages(), transit, transition, None, outcome)
+    }
+
+    /// As [`end_transit`](Self::end_transit), where the stores to one of the pages go through already.
+    pub(crate) fn end_transit_locked(
+        &self,
+        pages: &mut Pages,
+        transit: &Arc<Transit>,
+        transition: Transition,
+        stored: Option<PageIndex>,
+        outcome: Outcome,
+    ) -> (Vec<Waiter>, Vec<Poisoned>) {
         pages.remove_transit(transit);
         let mut state = transit.lock();
         let range = state.range;
         for page in range.iter() {
-            let after = pages.table.apply(page, transition);
-            if after == PageState::Clean && !pages.table.is_queued(page) {
-                pages.table.set_queued(page, true);
+            let after = if stored == Some(page) {
+                self.note_dirty(pages);
+                pages.table.apply(page, Transition::FilledForStore)
+            } else {
+                pages.table.apply(page, transition)
+            };
+            if after.is_readable() && !pages.table.is(page, Mark::Queued) {
+                pages.table.set(page, Mark::Queued, true);
                 lock(&self.cache.replacement).put(Queue::Fresh, CachedPage { object: self.id, page });
             }
         }
@@ -436,6 +519,11 @@ impl Drop for MemoryObject {
         // The memory goes before the budget comes back, or both together would be above it for a moment.
         if let Err(error) = self.memory.punch(0, self.cache.page.bytes_of(self.all_pages()).end.max(1)) {
             tracing::warn!(object = %self.name, %error, "memory could not be given back before it was closed");
+        }
+        if pages.table.dirty_count() > 0 {
+            let error = pages.writes.error.as_ref().map(ToString::to_string);
+            tracing::error!(object = %self.name, pages = pages.table.dirty_count(), error, "dropped before it was written");
+            self.cache.dirty.fetch_sub(pages.table.dirty_count(), Ordering::Relaxed);
         }
         self.cache.budget.release(pages.table.resident_count());
         self.cache.note_stale(pages.table.resident_count());

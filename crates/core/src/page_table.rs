@@ -1,6 +1,6 @@
 //! The states of an object's pages, stored only for pages that were touched.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use crate::page_state::{PageState, Transition};
 use crate::units::{PageIndex, PageRange};
@@ -8,35 +8,53 @@ use crate::units::{PageIndex, PageRange};
 /// Pages in a leaf.
 const LEAF_PAGES: u64 = 64;
 
-/// One page: its state, and three marks that others keep there because it is looked up anyway.
+/// One page: its state, and marks that others keep there because it is looked up anyway.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Slot(u8);
+struct Slot(u16);
 
-const STATE_BITS: u8 = 0b0111;
-/// The replacement queue has an entry for the page.
-const QUEUED: u8 = 0b1000;
-/// The page has pins; how many, is counted elsewhere.
-const PINNED: u8 = 0b1_0000;
-/// The page was read without going through a view, so that the page tables do not tell.
-const READ: u8 = 0b10_0000;
+const STATE_BITS: u16 = 0b0111;
+
+/// What is known about a page beside its state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u16)]
+pub(crate) enum Mark {
+    /// The replacement queue has an entry for it.
+    Queued = 1 << 3,
+    /// It has pins; how many, is counted elsewhere.
+    Pinned = 1 << 4,
+    /// It was read without going through a view, so that the page tables do not tell.
+    Read = 1 << 5,
+    /// It was stored to since it was copied to be written back.
+    Redirtied = 1 << 6,
+    /// It was written back, and the store has not been synced since.
+    Unsynced = 1 << 7,
+    /// It is to be written back as it is now, and has not been copied yet.
+    Uncopied = 1 << 8,
+}
 
 struct Leaf {
     slots: [Slot; LEAF_PAGES as usize],
     /// Slots that are not 0; at none, the leaf goes.
     used: u8,
+    dirty: u8,
+    unsynced: u8,
 }
 
-/// States and marks of all pages of an object: 66 bytes for each 64 neighbouring pages of which one is not
+/// States and marks of all pages of an object: some 130 bytes for each 64 neighbouring pages of which one is not
 /// absent.
 #[derive(Default)]
 pub(crate) struct PageTable {
     leaves: HashMap<u64, Box<Leaf>>,
     resident: u64,
+    dirty: u64,
+    /// Leaves with pages that are dirty or being written back.
+    dirty_leaves: BTreeSet<u64>,
+    unsynced_leaves: BTreeSet<u64>,
 }
 
 impl PageTable {
     pub(crate) fn state(&self, page: PageIndex) -> PageState {
-        PageState::from_bits(self.slot(page).0 & STATE_BITS)
+        self.slot(page).state()
     }
 
     /// Pages in memory.
@@ -47,45 +65,70 @@ impl PageTable {
     /// Moves a page on by the transition table; gives the state after.
     pub(crate) fn apply(&mut self, page: PageIndex, transition: Transition) -> PageState {
         let mut state = PageState::Absent;
-        let mut resident_before = false;
         self.change(page, |slot| {
-            let before = PageState::from_bits(slot.0 & STATE_BITS);
-            resident_before = before.is_resident();
-            state = before.after(transition);
-            slot.0 = slot.0 & !STATE_BITS | state as u8;
+            state = slot.state().after(transition);
+            slot.0 = slot.0 & !STATE_BITS | state as u16;
         });
-        self.resident = self.resident - u64::from(resident_before) + u64::from(state.is_resident());
         state
     }
 
-    pub(crate) fn is_queued(&self, page: PageIndex) -> bool {
-        self.slot(page).0 & QUEUED != 0
+    /// Pages that the store does not have yet.
+    pub(crate) fn dirty_count(&self) -> u64 {
+        self.dirty
     }
 
-    pub(crate) fn set_queued(&mut self, page: PageIndex, queued: bool) {
-        self.mark(page, QUEUED, queued);
+    pub(crate) fn is(&self, page: PageIndex, mark: Mark) -> bool {
+        self.slot(page).0 & mark as u16 != 0
     }
 
-    pub(crate) fn is_pinned(&self, page: PageIndex) -> bool {
-        self.slot(page).0 & PINNED != 0
-    }
-
-    pub(crate) fn set_pinned(&mut self, page: PageIndex, pinned: bool) {
-        self.mark(page, PINNED, pinned);
-    }
-
-    pub(crate) fn is_read(&self, page: PageIndex) -> bool {
-        self.slot(page).0 & READ != 0
-    }
-
-    pub(crate) fn set_read(&mut self, page: PageIndex, read: bool) {
-        self.mark(page, READ, read);
-    }
-
-    fn mark(&mut self, page: PageIndex, mark: u8, on: bool) {
-        if (self.slot(page).0 & mark != 0) != on {
-            self.change(page, |slot| slot.0 ^= mark);
+    pub(crate) fn set(&mut self, page: PageIndex, mark: Mark, on: bool) {
+        if self.is(page, mark) != on {
+            self.change(page, |slot| slot.0 ^= mark as u16);
         }
+    }
+
+    /// The runs of pages in a range that are dirty, and not being written back.
+    pub(crate) fn dirty_runs(&self, range: PageRange) -> Vec<PageRange> {
+        self.runs_in(&self.dirty_leaves, range, |slot| slot.state() == PageState::Dirty)
+    }
+
+    /// The runs of pages in a range that are being written back.
+    pub(crate) fn writing_runs(&self, range: PageRange) -> Vec<PageRange> {
+        self.runs_in(&self.dirty_leaves, range, |slot| slot.state() == PageState::WritingBack)
+    }
+
+    /// The runs of all pages that were written back since the last sync.
+    pub(crate) fn unsynced_runs(&self) -> Vec<PageRange> {
+        let all = PageRange::new(0, u64::MAX);
+        self.runs_in(&self.unsynced_leaves, all, |slot| slot.0 & Mark::Unsynced as u16 != 0)
+    }
+
+    fn runs_in(
+        &self,
+        leaves: &BTreeSet<u64>,
+        range: PageRange,
+        belongs: impl Fn(Slot) -> bool,
+    ) -> Vec<PageRange> {
+        let mut runs: Vec<PageRange> = Vec::new();
+        for leaf in leaves.range(range.start.0 / LEAF_PAGES..range.end.0.div_ceil(LEAF_PAGES)) {
+            let Some(slots) = self.leaves.get(leaf).map(|l| &l.slots) else { continue };
+            let first = leaf * LEAF_PAGES;
+            for page in PageRange::new(first, first + LEAF_PAGES).intersect(range).iter() {
+                if !belongs(slots[(page.0 - first) as usize]) {
+                    continue;
+                }
+                match runs.last_mut() {
+                    Some(last) if last.end == page => last.end = page.next(),
+                    _ => runs.push(PageRange::single(page)),
+                }
+            }
+        }
+        runs
+    }
+
+    /// The run of dirty pages around a dirty page, inside `window`.
+    pub(crate) fn dirty_run(&self, page: PageIndex, window: PageRange) -> PageRange {
+        self.run(page, window, |state| state == PageState::Dirty)
     }
 
     /// The longest run of pages around `page`, inside `window`, that a fill may take.
@@ -94,10 +137,16 @@ impl PageTable {
     }
 
     /// The pages from `start` on, up to `end`, that are in memory.
-    pub(crate) fn clean_prefix(&self, start: PageIndex, end: PageIndex) -> PageRange {
+    pub(crate) fn readable_prefix(&self, start: PageIndex, end: PageIndex) -> PageRange {
         let prefix = PageRange { start, end };
-        let stop = prefix.iter().find(|p| self.state(*p) != PageState::Clean).unwrap_or(end);
+        let stop = prefix.iter().find(|p| !self.state(*p).is_readable()).unwrap_or(end);
         PageRange { start, end: stop }
+    }
+
+    /// The runs of pages in a range of which anything is known: in memory, on their way, failed.
+    pub(crate) fn present_runs(&self, range: PageRange) -> Vec<PageRange> {
+        let leaves: BTreeSet<u64> = self.leaves.keys().copied().collect();
+        self.runs_in(&leaves, range, |slot| slot.state() != PageState::Absent)
     }
 
     /// Splits a range into runs of equal residency.
@@ -158,17 +207,47 @@ impl PageTable {
 
     fn change(&mut self, page: PageIndex, change: impl FnOnce(&mut Slot)) {
         let key = page.0 / LEAF_PAGES;
-        let leaf = self
-            .leaves
-            .entry(key)
-            .or_insert_with(|| Box::new(Leaf { slots: [Slot(0); LEAF_PAGES as usize], used: 0 }));
+        let empty = || Leaf { slots: [Slot(0); LEAF_PAGES as usize], used: 0, dirty: 0, unsynced: 0 };
+        let leaf = self.leaves.entry(key).or_insert_with(|| Box::new(empty()));
         let slot = &mut leaf.slots[(page.0 % LEAF_PAGES) as usize];
-        let used_before = slot.0 != 0;
+        let before = *slot;
         change(slot);
-        leaf.used = leaf.used - u8::from(used_before) + u8::from(slot.0 != 0);
+        let after = *slot;
+        let count = |number: u8, is: fn(Slot) -> bool| number - u8::from(is(before)) + u8::from(is(after));
+        let total = |number: u64, is: fn(Slot) -> bool| number - u64::from(is(before)) + u64::from(is(after));
+        leaf.used = count(leaf.used, |slot| slot.0 != 0);
+        leaf.dirty = count(leaf.dirty, Slot::is_dirty);
+        leaf.unsynced = count(leaf.unsynced, Slot::is_unsynced);
+        list(&mut self.dirty_leaves, key, leaf.dirty > 0, before.is_dirty() != after.is_dirty());
+        list(&mut self.unsynced_leaves, key, leaf.unsynced > 0, before.is_unsynced() != after.is_unsynced());
+        self.resident = total(self.resident, |slot| slot.state().is_resident());
+        self.dirty = total(self.dirty, Slot::is_dirty);
         if leaf.used == 0 {
             self.leaves.remove(&key);
         }
+    }
+}
+
+impl Slot {
+    fn state(self) -> PageState {
+        PageState::from_bits((self.0 & STATE_BITS) as u8)
+    }
+
+    fn is_dirty(self) -> bool {
+        self.state().is_dirty()
+    }
+
+    fn is_unsynced(self) -> bool {
+        self.0 & Mark::Unsynced as u16 != 0
+    }
+}
+
+/// Keeps a leaf in a list of leaves as long as it belongs there.
+fn list(leaves: &mut BTreeSet<u64>, key: u64, belongs: bool, changed: bool) {
+    if changed && belongs {
+        leaves.insert(key);
+    } else if changed {
+        leaves.remove(&key);
     }
 }
 
@@ -207,6 +286,30 @@ mod tests {
             table.apply(PageIndex(page * 1_000_000), Transition::Evicted);
         }
         assert_eq!((table.leaves.len(), table.resident_count()), (0, 0));
+    }
+
+    #[test]
+    fn what_is_dirty_or_unsynced_is_found_without_looking_everywhere() {
+        let mut table = PageTable::default();
+        for page in [3, 4, 5, 64, 1 << 40] {
+            fill(&mut table, page);
+            table.apply(PageIndex(page), Transition::Dirtied);
+        }
+        let all = PageRange::new(0, u64::MAX);
+        let runs = [PageRange::new(3, 6), PageRange::new(64, 65), PageRange::new(1 << 40, (1 << 40) + 1)];
+        assert_eq!((table.dirty_runs(all), table.dirty_count()), (runs.to_vec(), 5));
+        table.apply(PageIndex(4), Transition::BeginWriteBack);
+        assert_eq!(table.dirty_runs(PageRange::new(0, 6)), [PageRange::new(3, 4), PageRange::new(5, 6)]);
+        assert_eq!(table.writing_runs(all), [PageRange::new(4, 5)]);
+        table.apply(PageIndex(4), Transition::WrittenBack);
+        table.set(PageIndex(4), Mark::Unsynced, true);
+        assert_eq!((table.unsynced_runs(), table.dirty_count()), (vec![PageRange::new(4, 5)], 4));
+        table.set(PageIndex(4), Mark::Unsynced, false);
+        assert!(table.unsynced_runs().is_empty() && table.unsynced_leaves.is_empty());
+        for page in [3, 5, 64, 1 << 40] {
+            table.apply(PageIndex(page), Transition::Discarded);
+        }
+        assert!(table.dirty_leaves.is_empty());
     }
 
     #[test]

@@ -223,6 +223,6 @@ impl Pieces {
 
     fn bytes(&self, piece: PageRange) -> u64 {
         let bytes = self.object.cache.page.bytes_of(piece);
-        bytes.end.min(self.object.length) - bytes.start
+        bytes.end.min(self.object.len()) - bytes.start
     }
 }

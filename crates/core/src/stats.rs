@@ -87,6 +87,14 @@ counters! {
     faults_failed,
     /// Raw accesses to addresses that were unmapped meanwhile.
     faults_unmapped,
+    /// Stores to pages that were in memory and not dirty (or being looked at): the first one to each.
+    stores_trapped,
+    /// Transfers to the store, those that failed too; neighbouring pages go together.
+    write_backs,
+    /// Bytes that the store took.
+    bytes_written_back,
+    /// Transfers to the store that failed.
+    write_backs_failed,
     /// Pages that a checked access (`read_at`, `pin`) found in memory.
     checked_pages_resident,
     /// Pages that a checked access waited for.

@@ -3,9 +3,11 @@
 //! # Lock order
 //! A thread that holds one of these takes only ones further right:
 //! ```text
-//! AddressSpace::views > MemoryObject::views > MemoryObject::pages > Transit::state > PageCache::replacement
-//!                                                                                  > Budget::state
-//! Streams, Fillers::state, PageCache::objects: leaves, held alone
+//! MemoryObject::writing > AddressSpace::views > MemoryObject::pages > Transit::state > PageCache::replacement
+//!                                                                                    > Budget::state
+//!                                                                   > MemoryObject::views
+//!                                                                   > Kept::pages
+//! Streams, Fillers::state, Shares::state, Turns, Pace, PageCache::objects: leaves, held alone
 //! ```
 //! No lock is held across a call of a store.
 
@@ -38,6 +40,11 @@ pub(crate) fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
 /// As [`lock`], exclusive.
 pub(crate) fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
     lock.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Waits to be notified.
+pub(crate) fn wait<'a, T>(condvar: &Condvar, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
+    condvar.wait(guard).unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Waits while `condition` holds, at most `limit`; `false` if the time was up first.

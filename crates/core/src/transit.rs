@@ -62,6 +62,8 @@ pub(crate) enum Cause {
     Store(Arc<StoreError>),
     Host(Arc<HostError>),
     NoRoom,
+    /// The object ends before it.
+    BeyondEnd,
 }
 
 /// What a checked waiter is told.

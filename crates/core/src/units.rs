@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 /// The number of a page in its object; page 0 holds byte 0.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PageIndex(pub u64);
 
 impl PageIndex {

@@ -11,12 +11,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use omnimap_host::{Address, Fault, FaultStream, SignalsBlocked, Waited, die};
+use omnimap_host::{Access, Address, Fault, FaultStream, SignalsBlocked, Waited, die};
 use omnimap_store::Answers;
 
 use crate::cache::Inner;
 use crate::fill::{Fill, For};
-use crate::object::{Claim, MemoryObject};
+use crate::object::{Claim, Intent, MemoryObject};
 use crate::readahead::Bounds;
 use crate::stats::{Counter, Resolution, count};
 use crate::sync::{Condvar, Mutex, lock, thread, wait_while};
@@ -187,6 +187,9 @@ fn work(inner: &Arc<Inner>) {
                 Ok(Some(fault)) => {
                     let served = serve(inner, fault, Instant::now());
                     tracing::trace!(address = %fault.address, resolution = ?served.resolution, "fault");
+                    if fault.access != Access::Read {
+                        inner.limit_dirty();
+                    }
                     if !served.leads {
                         break;
                     }
@@ -246,7 +249,8 @@ fn lost(error: &omnimap_host::HostError) -> ! {
 }
 
 /// Fails the accesses that the store has left waiting for too long, and forgives those that failed a while ago.
-fn expire(inner: &Inner) {
+fn expire(inner: &Arc<Inner>) {
+    inner.write_back_old();
     let now = Instant::now();
     for object in inner.objects() {
         if let Some(oldest) = now.checked_sub(inner.options.fill_time_max) {
@@ -278,20 +282,40 @@ fn serve(inner: &Arc<Inner>, fault: Fault, since: Instant) -> Served {
     };
     let object = &located.object;
     let bounds = Bounds {
-        object: located.view_pages,
+        object: located.view_pages.intersect(object.all_pages()),
         chunk: inner.chunk_pages(object, located.page),
         window_pages_max: located.reader.window_pages_max,
     };
     let plan = lock(&located.reader.streams).on_fault(located.page, &bounds);
     let waiter = Waiter::Raw { address: located.address, page: located.page, since };
     let now = plan.now.part_around(located.page, inner.fill_pages_max());
-    let claim = object.claim(located.page, now, Some(waiter.clone()));
+    let claim = match fault.access {
+        Access::Read => object.claim(located.page, now, Some(waiter.clone()), Intent::Load),
+        Access::Write | Access::WriteTrapped => {
+            let mut claim = None;
+            // With the view held: what an address shows must not change before its stores are let.
+            inner.space.with_view(located.address, |placed, offset| {
+                if placed.object.id == object.id && placed.page_at(offset) == located.page {
+                    let intent = Intent::Store(&*placed.view, offset..offset + inner.page.bytes());
+                    claim = Some(object.claim(located.page, now, Some(waiter.clone()), intent));
+                }
+            });
+            // Mapped anew meanwhile: the access is repeated.
+            claim.unwrap_or(Claim::BeyondEnd)
+        }
+    };
     inner.fill_ahead(object, plan.ahead, &located.reader);
     match claim {
         Claim::Resident => {
             object.count(Counter::faults_resident, 1);
             inner.wake(object, &[waiter]);
             leading(Resolution::Resident)
+        }
+        Claim::BeyondEnd => {
+            // The kernel says so itself (SIGBUS) as soon as the memory has been cut too.
+            inner.wake(object, &[waiter]);
+            thread::yield_now();
+            leading(Resolution::Unmapped)
         }
         Claim::Joined(_) => {
             object.count(Counter::faults_joined, 1);

@@ -12,11 +12,15 @@
 pub mod linux;
 pub mod machine;
 
+mod cells;
 mod error;
+mod exit;
 mod process;
 mod signals;
 
+pub use cells::{as_u32, as_u64};
 pub use error::{HostError, Result};
-pub use machine::{Access, Address, Fault, FaultStream, Host, Memory, View, Waited};
+pub use exit::at_exit;
+pub use machine::{Access, Address, Exclusive, Fault, FaultStream, Host, Memory, Stores, Use, View, Waited};
 pub use process::{ProcessId, die};
 pub use signals::SignalsBlocked;

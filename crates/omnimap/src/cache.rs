@@ -31,11 +31,14 @@ pub struct Cache {
 }
 
 /// What a cache is made with; also part of [`MapOptions`](crate::MapOptions).
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Limits {
     pub(crate) budget_bytes: u64,
     pub(crate) workers_max: Option<NonZeroUsize>,
     pub(crate) fill_time_max: Option<Duration>,
+    pub(crate) dirty_bytes_max: Option<u64>,
+    pub(crate) dirty_time_max: Option<Duration>,
+    pub(crate) write_back_bytes_per_second_max: Option<u64>,
 }
 
 impl Cache {
@@ -44,7 +47,7 @@ impl Cache {
     /// # Errors
     /// A budget that is too small; a machine without userfaultfd, with what to do about it.
     pub fn new(budget_bytes: u64) -> Result<Cache> {
-        Self::with_limits(Limits { budget_bytes, workers_max: None, fill_time_max: None })
+        Self::with_limits(Limits { budget_bytes, ..Limits::default() })
     }
 
     pub(crate) fn with_limits(limits: Limits) -> Result<Cache> {
@@ -58,6 +61,9 @@ impl Cache {
         if let Some(time) = limits.fill_time_max {
             options.fill_time_max = time;
         }
+        options.dirty_bytes_max = limits.dirty_bytes_max.unwrap_or(options.dirty_bytes_max);
+        options.dirty_time_max = limits.dirty_time_max.unwrap_or(options.dirty_time_max);
+        options.write_back_bytes_per_second_max = limits.write_back_bytes_per_second_max;
         Ok(Cache { pages: PageCache::new(Arc::new(host), options)? })
     }
 

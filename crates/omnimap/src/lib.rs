@@ -40,6 +40,7 @@
 mod cache;
 mod mapping;
 mod options;
+mod writable;
 
 pub use cache::Cache;
 pub use mapping::{Advice, Mapping, Residency};
@@ -47,6 +48,7 @@ pub use omnimap_core::{Error, PinGuard, Prefetch, Prefetched, Resolution, Result
 pub use omnimap_store as store;
 pub use omnimap_store::{BackingStore, Format, StoreError};
 pub use options::MapOptions;
+pub use writable::{MappingMut, SharedMapping, SyncMode};
 
 /// The machine: what it allows, and its own mappings to compare with.
 pub mod machine {

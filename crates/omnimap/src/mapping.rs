@@ -93,7 +93,7 @@ impl Mapping {
     /// # Errors
     /// As [`read_at`](Self::read_at); and [`Error::PinLimit`] if more than half of the budget would be pinned.
     pub fn pin(&self, range: Range<u64>) -> Result<PinGuard<'_>> {
-        self.view.pin(range.start, self.length_of(&range)?)
+        self.view.pin(range.start, length_of(&self.view, &range)?)
     }
 
     /// Begins to fetch a range in the background, as far as the budget has room. Comes back at once.
@@ -110,7 +110,7 @@ impl Mapping {
     /// As [`prefetch`](Self::prefetch).
     pub fn prefetch_many(&self, ranges: &[Range<u64>]) -> Result<Prefetch> {
         for range in ranges {
-            self.length_of(range)?;
+            length_of(&self.view, range)?;
         }
         self.view.prefetch(ranges)
     }
@@ -120,14 +120,7 @@ impl Mapping {
     /// # Errors
     /// [`Error::OutOfRange`].
     pub fn advise(&self, range: Range<u64>, advice: Advice) -> Result<()> {
-        self.length_of(&range)?;
-        match advice {
-            Advice::Normal => self.view.expect(range, Pattern::Normal),
-            Advice::Random => self.view.expect(range, Pattern::Random),
-            Advice::Sequential => self.view.expect(range, Pattern::Sequential),
-            Advice::WillNeed => self.view.prefetch(&[range]).map(drop),
-            Advice::DontNeed => self.view.evict(range).map(drop),
-        }
+        advise(&self.view, range, advice)
     }
 
     /// What of a range is in memory, at this moment (mincore(2)).
@@ -135,9 +128,7 @@ impl Mapping {
     /// # Errors
     /// [`Error::OutOfRange`].
     pub fn residency(&self, range: Range<u64>) -> Result<Residency> {
-        let bytes = self.length_of(&range)?;
-        let runs = self.view.residency(range)?;
-        Ok(Residency { resident: runs.into_iter().filter(|(_, r)| *r).map(|(run, _)| run).collect(), bytes })
+        residency(&self.view, range)
     }
 
     /// Figures of the object since it was mapped.
@@ -157,16 +148,34 @@ impl Mapping {
     pub fn page_bytes(&self) -> u64 {
         self.view.cache().page_bytes()
     }
+}
 
-    fn length_of(&self, range: &Range<u64>) -> Result<u64> {
-        let inside = range.start <= range.end && range.end <= self.view.len();
-        inside.then(|| range.end - range.start).ok_or_else(|| Error::OutOfRange {
-            object: self.name().into(),
-            offset: range.start,
-            length: range.end.saturating_sub(range.start),
-            end: self.view.len(),
-        })
+/// The length of a range, if it is inside a mapping.
+pub(crate) fn length_of(view: &MappedView, range: &Range<u64>) -> Result<u64> {
+    let inside = range.start <= range.end && range.end <= view.len();
+    inside.then(|| range.end - range.start).ok_or_else(|| Error::OutOfRange {
+        object: view.object().name().into(),
+        offset: range.start,
+        length: range.end.saturating_sub(range.start),
+        end: view.len(),
+    })
+}
+
+pub(crate) fn advise(view: &MappedView, range: Range<u64>, advice: Advice) -> Result<()> {
+    length_of(view, &range)?;
+    match advice {
+        Advice::Normal => view.expect(range, Pattern::Normal),
+        Advice::Random => view.expect(range, Pattern::Random),
+        Advice::Sequential => view.expect(range, Pattern::Sequential),
+        Advice::WillNeed => view.prefetch(&[range]).map(drop),
+        Advice::DontNeed => view.evict(range).map(drop),
     }
+}
+
+pub(crate) fn residency(view: &MappedView, range: Range<u64>) -> Result<Residency> {
+    let bytes = length_of(view, &range)?;
+    let runs = view.residency(range)?;
+    Ok(Residency { resident: runs.into_iter().filter(|(_, r)| *r).map(|(run, _)| run).collect(), bytes })
 }
 
 impl Deref for Mapping {

@@ -5,11 +5,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use omnimap_core::Result;
-use omnimap_store::{BackingStore, Format, Verified, Writability, catch};
+use omnimap_core::{Error, MappedView, Result};
+use omnimap_host::Use;
+use omnimap_store::{BackingStore, FileStore, Format, Verified, Writability, catch};
 
 use crate::cache::{Cache, Limits};
-use crate::{Advice, Mapping};
+use crate::mapping::advise;
+use crate::{Advice, Mapping, MappingMut, SharedMapping};
 
 /// How a mapping is made: a builder, as [`std::fs::OpenOptions`].
 ///
@@ -43,6 +45,10 @@ pub struct MapOptions {
     fill_time_max: Option<Duration>,
     format: Format,
     verify: bool,
+    reserve_bytes: u64,
+    dirty_bytes_max: Option<u64>,
+    dirty_time_max: Option<Duration>,
+    write_back_bytes_per_second_max: Option<u64>,
 }
 
 impl MapOptions {
@@ -64,6 +70,10 @@ impl MapOptions {
             fill_time_max: None,
             format: Format::Auto,
             verify: false,
+            reserve_bytes: 0,
+            dirty_bytes_max: None,
+            dirty_time_max: None,
+            write_back_bytes_per_second_max: None,
         }
     }
 
@@ -132,6 +142,32 @@ impl MapOptions {
         self
     }
 
+    /// Addresses that a writable mapping has at the least, in bytes: it can grow so far in place. The default is the length.
+    pub fn reserve(&mut self, bytes: u64) -> &mut Self {
+        self.reserve_bytes = bytes;
+        self
+    }
+
+    /// Dirty bytes above which they are written back in the background; the default is a quarter of the budget. Ignored
+    /// with a cache.
+    pub fn dirty_max(&mut self, bytes: u64) -> &mut Self {
+        self.dirty_bytes_max = Some(bytes);
+        self
+    }
+
+    /// How long something is dirty before it is written back in the background; the default is 30 s. Ignored with a cache.
+    pub fn dirty_time_max(&mut self, time: Duration) -> &mut Self {
+        self.dirty_time_max = Some(time);
+        self
+    }
+
+    /// The most that is written in the background, in bytes a second; nothing bounds it by default. What somebody waits
+    /// for (a sync) is not bounded. Ignored with a cache.
+    pub fn write_back_rate_max(&mut self, bytes_per_second: u64) -> &mut Self {
+        self.write_back_bytes_per_second_max = Some(bytes_per_second);
+        self
+    }
+
     /// Maps a local file.
     ///
     /// # Errors
@@ -154,24 +190,86 @@ impl MapOptions {
     /// # Errors
     /// As [`map`](Self::map).
     pub fn map_shared(&self, store: Arc<dyn BackingStore>) -> Result<Mapping> {
-        // What the slice's soundness rests on: a store that does not promise one version is held to it.
+        let store = self.held_to_its_bytes(store)?;
+        Ok(Mapping::new(self.view(store, Use::ReadOnly)?))
+    }
+
+    /// Maps a local file to be stored to by one holder.
+    ///
+    /// Changes that others make to the file meanwhile are found out and not written over ([`FileStore::open_writable`]).
+    /// A packed file cannot be stored to.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); and if the file cannot be written.
+    pub fn open_mut(&self, path: impl AsRef<Path>) -> Result<MappingMut> {
+        self.map_mut(self.writable_file(path.as_ref())?)
+    }
+
+    /// Maps a writable store to be stored to by one holder.
+    ///
+    /// # Errors
+    /// As [`map`](Self::map); and [`Error::NotAllowed`](crate::Error::NotAllowed) if the store is read-only.
+    pub fn map_mut(&self, store: impl BackingStore + 'static) -> Result<MappingMut> {
+        Ok(MappingMut::new(self.view(self.held_to_its_bytes(Arc::new(store))?, Use::Exclusive)?))
+    }
+
+    /// Maps a local file to be stored to by many, with atomics and copies.
+    ///
+    /// # Errors
+    /// As [`open_mut`](Self::open_mut).
+    pub fn open_shared_mut(&self, path: impl AsRef<Path>) -> Result<SharedMapping> {
+        self.map_shared_mut(self.writable_file(path.as_ref())?)
+    }
+
+    /// Maps a writable store to be stored to by many, with atomics and copies.
+    ///
+    /// # Errors
+    /// As [`map_mut`](Self::map_mut).
+    pub fn map_shared_mut(&self, store: impl BackingStore + 'static) -> Result<SharedMapping> {
+        Ok(SharedMapping::new(self.view(self.held_to_its_bytes(Arc::new(store))?, Use::Shared)?))
+    }
+
+    fn writable_file(&self, path: &Path) -> Result<Arc<dyn BackingStore>> {
+        let file: Arc<dyn BackingStore> = Arc::new(FileStore::open_writable(path)?);
+        if self.format.detect(&*file)? == Format::Zstd {
+            return Err(Error::NotAllowed {
+                object: file.name().into(),
+                reason: "packed files cannot be stored to; unpack it, map it private, or ask for Format::Plain",
+            });
+        }
+        Ok(file)
+    }
+
+    /// What the soundness of slices rests on: a store that does not promise its bytes is held to them.
+    fn held_to_its_bytes(&self, store: Arc<dyn BackingStore>) -> Result<Arc<dyn BackingStore>> {
         let may_change =
             catch(|| store.writability() == Writability::ReadWrite || store.version().is_none())?;
-        let store = if self.verify || may_change { Arc::new(Verified::new(store)) } else { store };
+        Ok(if self.verify || may_change { Arc::new(Verified::new(store)) } else { store })
+    }
+
+    fn view(&self, store: Arc<dyn BackingStore>, used_as: Use) -> Result<MappedView> {
         let cache = match &self.cache {
             Some(cache) => cache.clone(),
             None => Cache::with_limits(Limits {
                 budget_bytes: self.budget_bytes,
                 workers_max: self.workers_max,
                 fill_time_max: self.fill_time_max,
+                dirty_bytes_max: self.dirty_bytes_max,
+                dirty_time_max: self.dirty_time_max,
+                write_back_bytes_per_second_max: self.write_back_bytes_per_second_max,
             })?,
         };
-        let object = cache.pages.open(store)?;
+        let (object, exclusive) = cache.pages.open_as(store, used_as)?;
         let length = self.length.unwrap_or(object.len().saturating_sub(self.offset));
-        let view = cache.pages.map(&object, self.offset, length, self.readahead_bytes_max)?;
-        let mapping = Mapping::new(view);
-        mapping.advise(0..length, self.advice)?;
-        Ok(mapping)
+        if self.offset.checked_add(length).is_none_or(|end| end > object.len()) {
+            let (offset, end) = (self.offset, object.len());
+            return Err(Error::OutOfRange { object: object.name().into(), offset, length, end });
+        }
+        let reserved = if used_as == Use::ReadOnly { length } else { length.max(self.reserve_bytes) };
+        let view = cache.pages.map(&object, self.offset, reserved, self.readahead_bytes_max)?;
+        let view = view.with_exclusive(exclusive);
+        advise(&view, 0..length, self.advice)?;
+        Ok(view)
     }
 }
 

@@ -3,17 +3,20 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ops::Range;
+use std::sync::atomic::AtomicU8;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use omnimap_host::{Access, Address, Fault, FaultStream, Host, Memory, Result, View, Waited};
+use omnimap_host::{
+    Access, Address, Exclusive, Fault, FaultStream, Host, Memory, Result, Stores, Use, View, Waited,
+};
 
 use crate::sync::{Condvar, Mutex, MutexGuard};
 
 /// A simulated machine.
 ///
 /// It asserts: resident bytes are never above the budget; a byte is filled only into a hole, and again only with the
-/// same value; failures are marked only on holes' addresses that are mapped.
+/// value that it had last; failures are marked only on holes' addresses that are mapped.
 pub struct SimulatedHost {
     machine: Arc<Machine>,
 }
@@ -53,7 +56,9 @@ struct State {
 
 struct MemoryState {
     length: u64,
+    used_as: Use,
     pages: BTreeMap<u64, Vec<u8>>,
+    /// What each page held last, in memory or not.
     seen: HashMap<u64, Vec<u8>>,
 }
 
@@ -62,6 +67,8 @@ struct ViewState {
     first_page: u64,
     pages: u64,
     touched: BTreeSet<u64>,
+    /// Pages of the view whose stores fault.
+    trapped: BTreeSet<u64>,
     /// Failed pages by address: why, and whether somebody has been told.
     failed: BTreeMap<Address, (String, bool)>,
 }
@@ -76,7 +83,12 @@ impl SimulatedHost {
 
     /// A thread touches an address: what it sees, when it sees it.
     pub fn touch(&self, address: Address) -> Outcome {
-        self.machine.touch(address)
+        self.machine.touch(address, Access::Read, |_| ())
+    }
+
+    /// A thread changes the byte at an address; what it saw of the page before.
+    pub fn store(&self, address: Address, change: impl Fn(&mut u8)) -> Outcome {
+        self.machine.touch(address, Access::Write, change)
     }
 
     /// From now on every page seems to have been touched, always.
@@ -100,11 +112,17 @@ impl Host for SimulatedHost {
         self.machine.page_bytes
     }
 
-    fn create_memory(&self, _name: &str, length: u64) -> Result<Arc<dyn Memory>> {
+    fn create_memory(
+        &self,
+        _name: &str,
+        length: u64,
+        used_as: Use,
+    ) -> Result<(Arc<dyn Memory>, Option<Exclusive>)> {
         let mut state = self.machine.lock();
-        state.memories.push(MemoryState { length, pages: BTreeMap::new(), seen: HashMap::new() });
+        state.memories.push(MemoryState { length, used_as, pages: BTreeMap::new(), seen: HashMap::new() });
         let index = state.memories.len() - 1;
-        Ok(Arc::new(SimulatedMemory { machine: self.machine.clone(), index }))
+        let exclusive = (used_as == Use::Exclusive).then(|| Exclusive::new().0);
+        Ok((Arc::new(SimulatedMemory { machine: self.machine.clone(), index, used_as }), exclusive))
     }
 
     fn faults(&self) -> Arc<dyn FaultStream> {
@@ -117,17 +135,22 @@ impl Machine {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn touch(&self, address: Address) -> Outcome {
+    fn touch(&self, address: Address, access: Access, change: impl Fn(&mut u8)) -> Outcome {
         let mut state = self.lock();
         loop {
-            match state.look(address, self.page_bytes) {
-                Looked::Seen(outcome) => return outcome,
+            match state.look(address, access, self.page_bytes) {
+                Looked::Seen(outcome) => {
+                    if access == Access::Write && matches!(outcome, Outcome::Bytes(_)) {
+                        state.change(address, self.page_bytes, &change);
+                    }
+                    return outcome;
+                }
                 Looked::Again => {}
-                Looked::Hole => {
+                Looked::Waits(access) => {
                     state.tickets += 1;
                     let ticket = state.tickets;
                     state.waiting.insert(ticket, address);
-                    state.pending.push_back((ticket, Fault { address, access: Access::Read }));
+                    state.pending.push_back((ticket, Fault { address, access }));
                     self.changed.notify_all();
                     while state.waiting.contains_key(&ticket) {
                         state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -141,7 +164,7 @@ impl Machine {
 enum Looked {
     Seen(Outcome),
     Again,
-    Hole,
+    Waits(Access),
 }
 
 impl State {
@@ -151,7 +174,21 @@ impl State {
         (page < view.pages).then_some((view, page))
     }
 
-    fn look(&mut self, address: Address, page_bytes: u64) -> Looked {
+    fn change(&mut self, address: Address, page_bytes: u64, change: impl Fn(&mut u8)) {
+        let Some((view, page)) = self.view_at(address, page_bytes) else { return };
+        let (memory, index) = (view.memory, view.first_page + page);
+        let memory = &mut self.memories[memory];
+        assert!(memory.used_as.is_writable(), "stores to what can be stored to");
+        let bytes = memory.pages.get_mut(&index).expect("a page that was just seen");
+        change(&mut bytes[address.0 % page_bytes as usize]);
+        let mut kept = bytes.clone();
+        // What lies behind the end does not come back.
+        let inside = memory.length.saturating_sub(index * page_bytes).min(page_bytes) as usize;
+        kept[inside..].fill(0);
+        memory.seen.insert(index, kept);
+    }
+
+    fn look(&mut self, address: Address, access: Access, page_bytes: u64) -> Looked {
         let Some((view, page)) = self.view_at(address, page_bytes) else {
             return Looked::Seen(Outcome::Unmapped);
         };
@@ -165,7 +202,13 @@ impl State {
             return Looked::Seen(Outcome::Failed(why.clone()));
         }
         let (memory, index) = (view.memory, view.first_page + page);
-        let Some(bytes) = self.memories[memory].pages.get(&index).cloned() else { return Looked::Hole };
+        let trapped = view.trapped.contains(&page);
+        let Some(bytes) = self.memories[memory].pages.get(&index).cloned() else {
+            return Looked::Waits(access);
+        };
+        if access == Access::Write && trapped {
+            return Looked::Waits(Access::WriteTrapped);
+        }
         if let Some((view, page)) = self.view_at(address, page_bytes) {
             view.touched.insert(page);
         }
@@ -206,15 +249,22 @@ impl FaultStream for Machine {
 struct SimulatedMemory {
     machine: Arc<Machine>,
     index: usize,
+    used_as: Use,
 }
 
 impl Memory for SimulatedMemory {
-    fn fill(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+    fn fill(&self, offset: u64, bytes: &[u8], stores: Stores) -> Result<()> {
         let page_bytes = self.machine.page_bytes;
         assert!(offset.is_multiple_of(page_bytes), "fills begin at a page");
         // Page by page, as the kernel does: others may see the first before the last is there.
         for (page, chunk) in (offset / page_bytes..).zip(bytes.chunks(page_bytes as usize)) {
             let mut state = self.machine.lock();
+            let index = self.index;
+            for view in state.views.values_mut().filter(|v| v.memory == index && stores == Stores::Trap) {
+                if let Some(shown) = page.checked_sub(view.first_page) {
+                    view.trapped.insert(shown);
+                }
+            }
             state.resident_bytes += page_bytes;
             assert!(state.resident_bytes <= self.machine.budget_bytes, "the budget is never exceeded");
             let memory = &mut state.memories[self.index];
@@ -222,7 +272,7 @@ impl Memory for SimulatedMemory {
             let inside = memory.length.saturating_sub(page * page_bytes).min(page_bytes) as usize;
             assert!(chunk[inside..].iter().all(|b| *b == 0), "behind the end of the object are zeros");
             let seen = memory.seen.entry(page).or_insert_with(|| chunk.to_vec());
-            assert_eq!(seen, chunk, "a page comes back with the same bytes");
+            assert_eq!(seen, chunk, "a page comes back with the bytes that it had last");
             let before = memory.pages.insert(page, chunk.to_vec());
             assert!(before.is_none(), "only holes are filled");
         }
@@ -237,6 +287,44 @@ impl Memory for SimulatedMemory {
             *byte = page.expect("what is read is in memory")[(at % page_bytes) as usize];
         }
         Ok(())
+    }
+
+    fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let page_bytes = self.machine.page_bytes;
+        let mut state = self.machine.lock();
+        let memory = &mut state.memories[self.index];
+        for (at, byte) in (offset..).zip(bytes) {
+            let page = memory.pages.get_mut(&(at / page_bytes)).expect("what is written is in memory");
+            page[(at % page_bytes) as usize] = *byte;
+            let kept = page.clone();
+            memory.seen.insert(at / page_bytes, kept);
+        }
+        Ok(())
+    }
+
+    fn set_len(&self, length: u64) -> Result<()> {
+        let page_bytes = self.machine.page_bytes;
+        let mut state = self.machine.lock();
+        let memory = &mut state.memories[self.index];
+        let before = memory.pages.len();
+        let pages = length.div_ceil(page_bytes);
+        memory.pages.retain(|page, _| *page < pages);
+        memory.seen.retain(|page, _| *page < pages);
+        if length < memory.length && !length.is_multiple_of(page_bytes) {
+            for bytes in
+                [memory.pages.get_mut(&(pages - 1)), memory.seen.get_mut(&(pages - 1))].into_iter().flatten()
+            {
+                bytes[(length % page_bytes) as usize..].fill(0);
+            }
+        }
+        memory.length = length;
+        let freed = (before - memory.pages.len()) as u64;
+        state.resident_bytes -= freed * page_bytes;
+        Ok(())
+    }
+
+    fn used_as(&self) -> Use {
+        self.used_as
     }
 
     fn punch(&self, offset: u64, bytes: u64) -> Result<()> {
@@ -267,6 +355,7 @@ impl Memory for SimulatedMemory {
             first_page: offset / page_bytes,
             pages,
             touched: BTreeSet::new(),
+            trapped: BTreeSet::new(),
             failed: BTreeMap::new(),
         };
         state.views.insert(start, view);
@@ -304,6 +393,35 @@ impl View for SimulatedView {
 
     fn bytes(&self) -> &[u8] {
         &[]
+    }
+
+    fn bytes_mut<'a>(&'a self, _exclusive: &'a mut Exclusive) -> &'a mut [u8] {
+        &mut []
+    }
+
+    fn bytes_of<'a>(&'a self, _exclusive: &'a Exclusive) -> &'a [u8] {
+        &[]
+    }
+
+    fn cells(&self) -> &[AtomicU8] {
+        &[]
+    }
+
+    fn trap_stores(&self, ranges: &[Range<u64>]) -> Result<()> {
+        // Page by page, as the kernel does: stores to the last go through when the first are trapped already.
+        for offset in ranges.iter().flat_map(|range| range.clone().step_by(self.machine.page_bytes as usize))
+        {
+            self.with_state(|view, page_bytes| view.trapped.insert(offset / page_bytes));
+        }
+        Ok(())
+    }
+
+    fn let_stores(&self, range: Range<u64>) -> Result<()> {
+        self.with_state(|view, page_bytes| {
+            let pages = range.start / page_bytes..range.end.div_ceil(page_bytes);
+            view.trapped.retain(|page| !pages.contains(page));
+        });
+        self.machine.wake(self.address(range.start), range.end - range.start)
     }
 
     fn fail(&self, range: Range<u64>, why: &str) -> Result<()> {

@@ -6,11 +6,11 @@ use std::time::Duration;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 use std::os::fd::{AsFd, OwnedFd};
 
-use super::memory::Memfd;
+use super::memory::{Kind, Memfd};
 use super::userfaultfd::Userfaultfd;
 use super::{page_bytes, sigbus};
 use crate::error::During;
-use crate::{Address, Fault, FaultStream, Host, Memory, Result, Waited};
+use crate::{Address, Exclusive, Fault, FaultStream, Host, Memory, Result, Use, Waited};
 
 /// The machine as Linux makes it.
 pub struct LinuxHost {
@@ -38,9 +38,24 @@ impl Host for LinuxHost {
         self.page_bytes
     }
 
-    fn create_memory(&self, name: &str, length: u64) -> Result<Arc<dyn Memory>> {
+    fn create_memory(
+        &self,
+        name: &str,
+        length: u64,
+        used_as: Use,
+    ) -> Result<(Arc<dyn Memory>, Option<Exclusive>)> {
         let faults = self.faults.userfaultfd.clone();
-        Ok(Arc::new(Memfd::create(name, length, self.page_bytes, faults)?))
+        if used_as.is_writable() {
+            faults.check_traps()?;
+        }
+        let (exclusive, id) = Exclusive::new();
+        let memory = Memfd::create(
+            name,
+            length,
+            Kind { page_bytes: self.page_bytes, used_as, exclusive: id },
+            faults,
+        )?;
+        Ok((Arc::new(memory), (used_as == Use::Exclusive).then_some(exclusive)))
     }
 
     fn faults(&self) -> Arc<dyn FaultStream> {

@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 use rustix::mm::UserfaultfdFlags;
 
 use crate::error::During;
-use crate::{Access, Address, Fault, HostError, Result};
+use crate::{Access, Address, Fault, HostError, Result, Stores};
 
 const UFFD_API: u64 = 0xAA;
 
@@ -55,6 +55,12 @@ struct Poison {
 }
 
 #[repr(C)]
+struct WriteProtect {
+    range: UffdRange,
+    mode: u64,
+}
+
+#[repr(C)]
 struct CopyIn {
     to: u64,
     from: u64,
@@ -77,6 +83,7 @@ const IOCTL_API: libc::Ioctl = ioctl_number(READ_WRITE, 0xAA, 0x3F, size_of::<Ap
 const IOCTL_REGISTER: libc::Ioctl = ioctl_number(READ_WRITE, 0xAA, 0x00, size_of::<Register>());
 const IOCTL_WAKE: libc::Ioctl = ioctl_number(READ, 0xAA, 0x02, size_of::<UffdRange>());
 const IOCTL_COPY: libc::Ioctl = ioctl_number(READ_WRITE, 0xAA, 0x03, size_of::<CopyIn>());
+const IOCTL_WRITE_PROTECT: libc::Ioctl = ioctl_number(READ_WRITE, 0xAA, 0x06, size_of::<WriteProtect>());
 const IOCTL_POISON: libc::Ioctl = ioctl_number(READ_WRITE, 0xAA, 0x08, size_of::<Poison>());
 /// `USERFAULTFD_IOC_NEW` of /dev/userfaultfd.
 const IOCTL_NEW: libc::Ioctl = ioctl_number(0, 0xAA, 0x00, 0);
@@ -84,8 +91,11 @@ const IOCTL_NEW: libc::Ioctl = ioctl_number(0, 0xAA, 0x00, 0);
 const REGISTER_MODE_MISSING: u64 = 1;
 const REGISTER_MODE_WP: u64 = 1 << 1;
 const COPY_MODE_DONTWAKE: u64 = 1;
+const COPY_MODE_WP: u64 = 1 << 1;
+const WRITE_PROTECT_MODE_WP: u64 = 1;
 const EVENT_PAGEFAULT: u8 = 0x12;
 const PAGEFAULT_FLAG_WRITE: u64 = 1;
+const PAGEFAULT_FLAG_WP: u64 = 1 << 1;
 
 /// The optional abilities of the kernel's userfaultfd.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -187,15 +197,39 @@ impl Userfaultfd {
         ioctl(&self.fd, IOCTL_REGISTER, &mut request).during("UFFDIO_REGISTER")
     }
 
+    /// Whether stores can be trapped; an error that says what is missing, if not.
+    pub(super) fn check_traps(&self) -> Result<()> {
+        if self.exact_touches {
+            return Ok(());
+        }
+        Err(HostError::MissingFeature { missing: "WP_HUGETLBFS_SHMEM", since: "5.19" })
+    }
+
+    /// Write-protects the pages of the range, those that are not there too (by markers in the page table), or takes that
+    /// back and wakes who waits for it.
+    pub(super) fn protect(&self, start: Address, bytes: u64, stores: Stores) -> Result<()> {
+        let mode = if stores == Stores::Trap { WRITE_PROTECT_MODE_WP } else { 0 };
+        let mut request = WriteProtect { range: UffdRange { start: start.0 as u64, len: bytes }, mode };
+        loop {
+            match ioctl(&self.fd, IOCTL_WRITE_PROTECT, &mut request) {
+                Ok(()) => return Ok(()),
+                // The address space is just being changed by another thread.
+                Err(e) if e.raw_os_error() == Some(libc::EAGAIN) => std::thread::yield_now(),
+                Err(e) => return Err(e).during("UFFDIO_WRITEPROTECT"),
+            }
+        }
+    }
+
     /// Puts bytes into holes, whole pages of the range, without waking anybody; each page appears at once.
-    pub(super) fn copy(&self, start: Address, bytes: &[u8]) -> Result<()> {
+    pub(super) fn copy(&self, start: Address, bytes: &[u8], stores: Stores) -> Result<()> {
+        let trap = if stores == Stores::Trap { COPY_MODE_WP } else { 0 };
         let mut done = 0;
         while done < bytes.len() {
             let mut request = CopyIn {
                 to: (start.0 + done) as u64,
                 from: bytes[done..].as_ptr() as u64,
                 len: (bytes.len() - done) as u64,
-                mode: COPY_MODE_DONTWAKE,
+                mode: COPY_MODE_DONTWAKE | trap,
                 copied: 0,
             };
             match ioctl(&self.fd, IOCTL_COPY, &mut request) {
@@ -242,8 +276,13 @@ impl Userfaultfd {
                 if message.event != EVENT_PAGEFAULT {
                     continue; // We ask for no other events; a kernel that sends one anyway is not obeyed.
                 }
-                let access =
-                    if message.flags & PAGEFAULT_FLAG_WRITE != 0 { Access::Write } else { Access::Read };
+                let access = if message.flags & PAGEFAULT_FLAG_WP != 0 {
+                    Access::WriteTrapped
+                } else if message.flags & PAGEFAULT_FLAG_WRITE != 0 {
+                    Access::Write
+                } else {
+                    Access::Read
+                };
                 return Ok(Some(Fault { address: Address(message.address as usize), access }));
             }
             let error = io::Error::last_os_error();

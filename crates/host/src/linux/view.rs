@@ -5,26 +5,27 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags};
 
+use super::memory::Kind;
 use super::userfaultfd::Userfaultfd;
 use super::{failures, pagemap};
 use crate::error::During;
 use crate::process::ProcessId;
-use crate::{Address, Result, View};
+use crate::{Address, Exclusive, Result, Stores, Use, View};
 
 /// Drops page-table entries, of pages that the program has locked too (Linux 5.18).
 const MADV_DONTNEED_LOCKED: i32 = 24;
 
-/// A read-only shared view.
+/// A shared view.
 pub(super) struct LinuxView {
     start: NonNull<u8>,
     length: u64,
     mapped_bytes: usize,
-    page_bytes: u64,
+    kind: Kind,
     faults: Arc<Userfaultfd>,
     siblings: Arc<ViewList>,
     made_in: ProcessId,
@@ -52,6 +53,24 @@ impl ViewList {
             .unwrap_or(u64::MAX))
     }
 
+    /// Calls `work` with the part of each view but the first (that [`with`](Self::with) takes) that shows some of the bytes.
+    pub(super) fn for_others(
+        &self,
+        offset: u64,
+        bytes: u64,
+        mut work: impl FnMut(Address, u64) -> crate::Result<()>,
+    ) -> crate::Result<()> {
+        let views = self.views.read().unwrap_or_else(PoisonError::into_inner);
+        let first = views.iter().position(|(shown, _)| shown.contains(&offset));
+        for (i, (shown, start)) in views.iter().enumerate() {
+            let (from, to) = (shown.start.max(offset), shown.end.min(offset + bytes));
+            if Some(i) != first && from < to {
+                work(Address(start.0 + (from - shown.start) as usize), to - from)?;
+            }
+        }
+        Ok(())
+    }
+
     fn add(&self, shown: Range<u64>, start: Address) {
         self.views.write().unwrap_or_else(PoisonError::into_inner).push((shown, start));
     }
@@ -72,13 +91,13 @@ impl LinuxView {
         file: &File,
         offset: u64,
         length: u64,
-        page_bytes: u64,
+        kind: Kind,
         faults: &Arc<Userfaultfd>,
         siblings: &Arc<ViewList>,
     ) -> Result<LinuxView> {
         let too_long = || rustix::io::Errno::NOMEM;
         let mapped_bytes = length
-            .checked_next_multiple_of(page_bytes)
+            .checked_next_multiple_of(kind.page_bytes)
             .and_then(|b| usize::try_from(b).ok())
             .ok_or_else(too_long)
             .during("mmap(memfd)")?;
@@ -101,7 +120,7 @@ impl LinuxView {
             start,
             length,
             mapped_bytes,
-            page_bytes,
+            kind,
             faults: faults.clone(),
             siblings: siblings.clone(),
             made_in: ProcessId::current(),
@@ -112,11 +131,20 @@ impl LinuxView {
         // A hole touched before it is registered would read as zeros, for everybody and for good. Nobody knows the
         // address yet; but after mlockall(MCL_FUTURE) mmap itself would touch all that is accessible.
         faults.register(view.start(), mapped_bytes as u64)?;
-        // SAFETY: the whole of the mapping just made; it becomes readable.
-        unsafe { rustix::mm::mprotect(view.start.as_ptr().cast(), mapped_bytes, MprotectFlags::READ) }
+        let mut protection = MprotectFlags::READ;
+        protection.set(MprotectFlags::WRITE, kind.used_as.is_writable());
+        // SAFETY: the whole of the mapping just made; nobody knows its address, so nobody is harmed by what becomes of it.
+        unsafe { rustix::mm::mprotect(view.start.as_ptr().cast(), mapped_bytes, protection) }
             .during("mprotect(memfd)")?;
         siblings.add(offset..offset + mapped_bytes as u64, view.start());
         Ok(view)
+    }
+
+    fn check_exclusive(&self, exclusive: &Exclusive) {
+        assert!(
+            self.kind.used_as == Use::Exclusive && exclusive.is(self.kind.exclusive),
+            "the bytes of a memory are borrowed with the right that was made with it"
+        );
     }
 
     fn advise(&self, range: Range<u64>, advice: i32) -> io::Result<()> {
@@ -131,7 +159,7 @@ impl LinuxView {
     fn locate(&self, range: &Range<u64>) -> (Address, usize) {
         let mapped = self.mapped_bytes as u64;
         let start = range.start.min(mapped);
-        let end = range.end.next_multiple_of(self.page_bytes).clamp(start, mapped);
+        let end = range.end.next_multiple_of(self.kind.page_bytes).clamp(start, mapped);
         (Address(self.start.as_ptr() as usize + start as usize), (end - start) as usize)
     }
 }
@@ -172,6 +200,9 @@ fn drop_entries(parts: &[libc::iovec]) -> io::Result<()> {
     Ok(())
 }
 
+/// Pages between two ranges to be trapped that are trapped with them, rather than by a call of their own.
+const TRAP_GAP_PAGES_MAX: u64 = 32;
+
 impl View for LinuxView {
     fn start(&self) -> Address {
         Address(self.start.as_ptr() as usize)
@@ -182,16 +213,64 @@ impl View for LinuxView {
     }
 
     fn bytes(&self) -> &[u8] {
+        assert_eq!(self.kind.used_as, Use::ReadOnly, "bytes that are stored to are borrowed otherwise");
         // SAFETY: the range is mapped readable until `self` is dropped and `length` is at most its size. The bytes do not
-        // change while borrowed: the view shows a memfd that nobody else can write, and the engine keeps the three
-        // rules in `machine`: holes alone are filled, and again only with the same bytes.
+        // change while borrowed: the view shows a memfd that nobody else can write, no view of this memory can be stored
+        // to, and the engine keeps the three rules in `machine`: holes alone are filled, and again only with the same
+        // bytes.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.length as usize) }
+    }
+
+    fn bytes_mut<'a>(&'a self, exclusive: &'a mut Exclusive) -> &'a mut [u8] {
+        self.check_exclusive(exclusive);
+        // SAFETY: mapped writable until `self` is dropped, and `length` is at most its size. Whoever borrows bytes of this
+        // memory, in any view, borrows its one `Exclusive`, so there is no other borrow while this one lasts. The engine
+        // changes no byte that has been seen (the three rules in `machine`).
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.length as usize) }
+    }
+
+    fn bytes_of<'a>(&'a self, exclusive: &'a Exclusive) -> &'a [u8] {
+        self.check_exclusive(exclusive);
+        // SAFETY: as above; the borrow of `exclusive` is shared, and so is this.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.length as usize) }
+    }
+
+    fn cells(&self) -> &[AtomicU8] {
+        assert_eq!(self.kind.used_as, Use::Shared, "bytes that are borrowed as slices are no cells");
+        // SAFETY: mapped writable until `self` is dropped, and `length` is at most its size. All borrows of this memory's
+        // bytes are cells, which allow stores by others.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr().cast(), self.length as usize) }
+    }
+
+    fn trap_stores(&self, ranges: &[Range<u64>]) -> Result<()> {
+        let mut parts = ranges.iter().cloned().peekable();
+        while let Some(mut part) = parts.next() {
+            // A call costs as much as some tens of pages do.
+            let near = TRAP_GAP_PAGES_MAX * self.kind.page_bytes;
+            while let Some(next) =
+                parts.next_if(|next| next.start >= part.end && next.start - part.end <= near)
+            {
+                part.end = next.end;
+            }
+            let (start, bytes) = self.locate(&part);
+            self.faults.protect(start, bytes as u64, Stores::Trap)?;
+        }
+        Ok(())
+    }
+
+    fn let_stores(&self, range: Range<u64>) -> Result<()> {
+        let (start, bytes) = self.locate(&range);
+        self.faults.protect(start, bytes as u64, Stores::Let)
     }
 
     fn fail(&self, range: Range<u64>, why: &str) -> Result<()> {
         let (start, bytes) = self.locate(&range);
         failures::record(start, bytes as u64, why);
-        self.faults.poison(start, bytes as u64, self.page_bytes)
+        if self.kind.used_as.is_writable() {
+            // Poison does not take the place of a marker; the next fill sets one again.
+            self.faults.protect(start, bytes as u64, Stores::Let)?;
+        }
+        self.faults.poison(start, bytes as u64, self.kind.page_bytes)
     }
 
     fn clear_failure(&self, range: Range<u64>) -> Result<()> {
@@ -212,7 +291,7 @@ impl View for LinuxView {
     fn touched(&self, range: Range<u64>, parts: &mut Vec<Range<u64>>) -> Result<()> {
         let base = self.start().0 as u64;
         let (start, bytes) = self.locate(&range);
-        pagemap::present(start, bytes as u64, self.page_bytes, |part| {
+        pagemap::present(start, bytes as u64, self.kind.page_bytes, |part| {
             parts.push(part.start - base..part.end - base);
         })
     }

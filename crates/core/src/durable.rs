@@ -1,0 +1,379 @@
+//! Keeping in step with the store: sync, atomic sync, background write-back (msync(2), fsync(2)).
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::cache::Inner;
+use crate::error::{Error, Result};
+use crate::fill::For;
+use crate::object::{Claim, Intent, MemoryObject};
+use crate::page_state::{PageState, Transition};
+use crate::page_table::Mark;
+use crate::snapshot::store_error;
+use crate::sync::{Condvar, Mutex, lock};
+use crate::transit::{Waited, Waiter};
+use crate::units::{PageIndex, PageRange};
+use crate::write_back::Why;
+
+/// Pages that one thread writes back at a time when many do.
+const SHARE_PAGES: u64 = 64;
+/// Threads that write for one sync, beside the one that waits for it.
+const HELPERS_MAX: usize = 7;
+/// Of the dirty pages that are allowed, so many stay when the rest has been written in the background.
+const SWEPT_TO: f64 = 0.75;
+
+/// Pages that several threads write back together.
+pub(crate) struct Shares {
+    object: Arc<MemoryObject>,
+    why: Why,
+    state: Mutex<SharesState>,
+    done: Condvar,
+}
+
+#[derive(Default)]
+struct SharesState {
+    left: VecDeque<Vec<PageRange>>,
+    under_way: usize,
+    error: Option<Error>,
+}
+
+impl Shares {
+    fn new(object: Arc<MemoryObject>, runs: &[PageRange], why: Why) -> Arc<Shares> {
+        let state = SharesState { left: shares(runs), ..SharesState::default() };
+        Arc::new(Shares { object, why, state: Mutex::new(state), done: Condvar::new() })
+    }
+
+    /// Writes one share that nobody writes yet; whether there was one.
+    pub(crate) fn write_one(&self) -> bool {
+        let share = {
+            let mut state = lock(&self.state);
+            let Some(share) = state.left.pop_front() else { return false };
+            state.under_way += 1;
+            share
+        };
+        let outcome = self.object.write_back_scattered(&share, self.why);
+        let mut state = lock(&self.state);
+        state.under_way -= 1;
+        if let Err(error) = outcome {
+            state.error.get_or_insert(error);
+        }
+        if state.under_way == 0 && state.left.is_empty() {
+            self.done.notify_all();
+        }
+        true
+    }
+
+    /// Helps, and waits for those who help.
+    fn finish(&self) -> Result<()> {
+        while self.write_one() {}
+        let mut state = lock(&self.state);
+        while state.under_way > 0 {
+            state = crate::sync::wait(&self.done, state);
+        }
+        state.error.take().map_or(Ok(()), Err)
+    }
+}
+
+/// Cuts runs into shares of about [`SHARE_PAGES`].
+fn shares(runs: &[PageRange]) -> VecDeque<Vec<PageRange>> {
+    let mut shares = VecDeque::new();
+    let (mut share, mut pages) = (Vec::new(), 0);
+    for run in runs {
+        let mut rest = *run;
+        while !rest.is_empty() {
+            // A long run is best written as a whole.
+            let count =
+                if pages == 0 { rest.count().min(4 * SHARE_PAGES) } else { rest.count().min(SHARE_PAGES) };
+            share.push(PageRange::new(rest.start.0, rest.start.0 + count));
+            rest.start.0 += count;
+            pages += count;
+            if pages >= SHARE_PAGES {
+                shares.push_back(std::mem::take(&mut share));
+                pages = 0;
+            }
+        }
+    }
+    if !share.is_empty() {
+        shares.push_back(share);
+    }
+    shares
+}
+
+impl MemoryObject {
+    /// Makes what is dirty of some pages durable.
+    ///
+    /// # Errors
+    /// The first thing that went wrong; also what went wrong in the background since the last time.
+    pub(crate) fn sync(self: &Arc<Self>, range: PageRange) -> Result<()> {
+        let _turn = self.syncs.take();
+        let outcome = if self.store.is_atomic() {
+            self.sync_moment()
+        } else {
+            self.write_dirty(range).and_then(|()| self.sync_store())
+        };
+        // It is told now; the pages that it is about are dirty still, unless they were written by now.
+        let before = self.pages().writes.error.take();
+        outcome.and(before.map_or(Ok(()), Err))
+    }
+
+    /// Everything as it is at this moment, or nothing.
+    fn sync_moment(self: &Arc<Self>) -> Result<()> {
+        self.rewrite_lost()?;
+        let runs = self.seal()?;
+        let shares = Shares::new(self.clone(), &runs, Why::Sync);
+        self.cache.help(&shares);
+        let outcome = shares.finish().and_then(|()| self.sync_store());
+        self.unseal(&runs);
+        outcome
+    }
+
+    /// Begins to write back what is dirty of some pages.
+    pub(crate) fn start_sync(self: &Arc<Self>, range: PageRange) {
+        let runs = self.pages().table.dirty_runs(range);
+        if !self.store.is_atomic() && !runs.is_empty() {
+            self.cache.help(&Shares::new(self.clone(), &runs, Why::Sync));
+        }
+    }
+
+    /// Writes back all pages of a range that are dirty now, and waits until they have been.
+    ///
+    /// # Errors
+    /// The first failure; all that could be written was.
+    pub(crate) fn write_dirty(self: &Arc<Self>, range: PageRange) -> Result<()> {
+        self.rewrite_lost()?;
+        let mut runs = self.pages().table.dirty_runs(range);
+        // What others have copied may be older than now: it counts when it is written, or is dirty again.
+        let mut theirs = self.pages().table.writing_runs(range);
+        loop {
+            let shares = Shares::new(self.clone(), &runs, Why::Sync);
+            if runs.iter().map(|run| run.count()).sum::<u64>() > SHARE_PAGES {
+                self.cache.help(&shares);
+            }
+            shares.finish()?;
+            if theirs.is_empty() {
+                return Ok(());
+            }
+            runs.clear();
+            let mut pages = self.pages();
+            for run in std::mem::take(&mut theirs) {
+                while !pages.table.writing_runs(run).is_empty() {
+                    pages = crate::sync::wait(&self.written, pages);
+                }
+                runs.extend(pages.table.dirty_runs(run));
+            }
+        }
+    }
+
+    /// Lets the store make durable what was written. If it cannot, all of that must be written again.
+    fn sync_store(&self) -> Result<()> {
+        let (written, length) = {
+            let mut pages = self.pages();
+            let written = pages.table.unsynced_runs();
+            for page in written.iter().flat_map(|run| run.iter()) {
+                pages.table.set(page, Mark::Unsynced, false);
+            }
+            (written, std::mem::take(&mut pages.writes.length_unsynced))
+        };
+        if written.is_empty() && !length {
+            return Ok(());
+        }
+        let outcome = store_error(self, || self.store.sync());
+        if outcome.is_err() {
+            self.note_lost(&written, length);
+        }
+        outcome
+    }
+
+    /// The store may have dropped these pages although it had taken them (fsync(2) tells of an error once).
+    fn note_lost(&self, written: &[PageRange], length: bool) {
+        let mut pages = self.pages();
+        pages.writes.length_unsynced |= length;
+        for page in written.iter().flat_map(|run| run.iter()) {
+            match pages.table.state(page) {
+                PageState::Clean => {
+                    pages.table.apply(page, Transition::Dirtied);
+                    self.note_dirty(&mut pages);
+                }
+                PageState::WritingBack => pages.table.set(page, Mark::Redirtied, true),
+                PageState::Dirty => {}
+                // It comes back from the store, and is compared with what was written.
+                _ => {
+                    pages.writes.lost.insert(page);
+                }
+            }
+        }
+    }
+
+    /// Brings back the pages that the store may have lost, so that they are written again.
+    fn rewrite_lost(self: &Arc<Self>) -> Result<()> {
+        let lost: Vec<PageIndex> = self.pages().writes.lost.iter().copied().collect();
+        for page in lost {
+            if !self.all_pages().contains(page) {
+                self.pages().writes.lost.remove(&page);
+                continue;
+            }
+            self.bring(page)?;
+            let mut pages = self.pages();
+            if pages.writes.lost.remove(&page) && pages.table.state(page) == PageState::Clean {
+                pages.table.apply(page, Transition::Dirtied);
+                self.note_dirty(&mut pages);
+            }
+            drop(pages);
+            self.unpin(PageRange::single(page));
+        }
+        Ok(())
+    }
+
+    /// Gets a page into memory, pinned, by this thread.
+    fn bring(self: &Arc<Self>, page: PageIndex) -> Result<()> {
+        let offset = page.0 * self.cache.page.bytes();
+        loop {
+            let transit =
+                match self.claim(page, PageRange::single(page), Some(Waiter::Checked { page }), Intent::Load)
+                {
+                    Claim::Resident => return Ok(()),
+                    Claim::BeyondEnd => return Err(self.error_at(offset, crate::transit::Cause::BeyondEnd)),
+                    Claim::Joined(transit) => transit,
+                    Claim::Mine(fill) => {
+                        let transit = fill.transit();
+                        drop(fill.run(For::Waiter(page)));
+                        transit
+                    }
+                };
+            match transit.wait(page, self.cache.options.fill_time_max) {
+                Waited::Pinned => return Ok(()),
+                Waited::Retry => {}
+                Waited::Failed(cause) => return Err(self.error_at(offset, cause)),
+                Waited::TimedOut => {
+                    let (object, limit) = (self.name.clone(), self.cache.options.fill_time_max);
+                    return Err(Error::TimedOut { object, offset, limit });
+                }
+            }
+        }
+    }
+
+    /// The last mapping that could be stored to is gone: what is dirty goes to the store, but is not made durable.
+    ///
+    /// Where a sync is all or nothing, what no sync has made durable is given up instead.
+    pub(crate) fn last_writer_left(self: &Arc<Self>) {
+        if self.store.is_atomic() {
+            return;
+        }
+        if let Err(error) = self.write_dirty(self.all_pages()) {
+            tracing::error!(object = self.name(), %error, "not written back when its last mapping was dropped");
+        }
+    }
+}
+
+impl Inner {
+    /// Lets writers help with shares.
+    fn help(self: &Arc<Self>, shares: &Arc<Shares>) {
+        let many = lock(&shares.state).left.len();
+        let most = self.transfer(&shares.object).in_flight_max.get().min(HELPERS_MAX);
+        for _ in 0..many.min(most) {
+            self.submit_shares(shares.clone());
+        }
+    }
+
+    /// Begins to write back pages that have to go, if not enough is being written already.
+    pub(crate) fn write_back_soon(self: &Arc<Self>, object: &Arc<MemoryObject>, runs: &[PageRange]) {
+        if self.writers.is_busy() {
+            return;
+        }
+        let runs = object.with_dirty_neighbours(runs);
+        let shares = Shares::new(object.clone(), &runs, Why::Room);
+        self.submit_shares(shares);
+    }
+
+    /// Begins to write back in the background where too much is dirty.
+    pub(crate) fn limit_dirty(self: &Arc<Self>) {
+        let most = self.options.dirty_bytes_max / self.page.bytes();
+        if self.dirty_pages() <= most || self.writers.is_busy() {
+            return;
+        }
+        let mut surplus = self.dirty_pages() - (most as f64 * SWEPT_TO) as u64;
+        for object in self.objects() {
+            if surplus == 0 || object.store.is_atomic() {
+                continue;
+            }
+            let runs = object.oldest_dirty(surplus);
+            surplus = surplus.saturating_sub(runs.iter().map(|run| run.count()).sum());
+            self.help(&Shares::new(object, &runs, Why::Room));
+        }
+    }
+
+    /// Begins to write back what has been dirty for too long.
+    pub(crate) fn write_back_old(self: &Arc<Self>) {
+        let now = Instant::now();
+        for object in self.objects() {
+            let since = object.pages().writes.dirty_since;
+            let old = since.is_some_and(|since| now.duration_since(since) >= self.options.dirty_time_max);
+            if old && !object.store.is_atomic() {
+                let mut pages = object.pages();
+                let runs = pages.table.dirty_runs(object.all_pages());
+                // What becomes dirty from now on has its own time.
+                pages.writes.dirty_since = Some(now);
+                drop(pages);
+                self.help(&Shares::new(object, &runs, Why::Room));
+            }
+        }
+    }
+
+    /// Writes back everything that is dirty, at the end of the process.
+    pub(crate) fn write_back_all(self: &Arc<Self>) {
+        if !self.made_in.is_current() {
+            return;
+        }
+        for object in self.objects() {
+            object.last_writer_left();
+        }
+    }
+}
+
+impl MemoryObject {
+    /// Some of the dirty pages, in the order of their offsets, going round.
+    fn oldest_dirty(&self, count: u64) -> Vec<PageRange> {
+        let mut pages = self.pages();
+        let from = pages.writes.swept_to;
+        let end = self.all_pages().end;
+        let mut runs = pages.table.dirty_runs(PageRange { start: from.min(end), end });
+        runs.extend(pages.table.dirty_runs(PageRange { start: PageIndex(0), end: from.min(end) }));
+        let mut left = count;
+        let fits = |run: &PageRange| {
+            let fits = left > 0;
+            left = left.saturating_sub(run.count());
+            fits
+        };
+        let chosen: Vec<PageRange> = runs.into_iter().take_while(fits).collect();
+        if let Some(last) = chosen.last() {
+            pages.writes.swept_to = last.end;
+        }
+        chosen
+    }
+}
+
+/// Bounds how fast the background writes.
+pub(crate) struct Pace {
+    bytes_per_second_max: Option<u64>,
+    free_at: Mutex<Option<Instant>>,
+}
+
+impl Pace {
+    pub(crate) fn new(bytes_per_second_max: Option<u64>) -> Pace {
+        Pace { bytes_per_second_max, free_at: Mutex::default() }
+    }
+
+    /// Waits until so many bytes may be written.
+    pub(crate) fn pass(&self, bytes: u64) {
+        let Some(most) = self.bytes_per_second_max else { return };
+        let wait = {
+            let mut free_at = lock(&self.free_at);
+            let now = Instant::now();
+            let begin = free_at.map_or(now, |at| at.max(now));
+            *free_at = Some(begin + Duration::from_secs_f64(bytes as f64 / most.max(1) as f64));
+            begin.duration_since(now)
+        };
+        std::thread::sleep(wait);
+    }
+}

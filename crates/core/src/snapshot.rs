@@ -1,0 +1,179 @@
+//! What an object held at a moment, while it goes on being written to.
+//!
+//! Nothing is copied when a snapshot is made: stores are trapped, and the first one to each page keeps what the page held
+//! ([`Kept`]). The snapshot's own object reads what was kept, and the rest from the object that it was made of.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use omnimap_store::{BackingStore, StoreError, Transfer, Version, catch};
+
+use crate::error::{Error, Result};
+use crate::object::MemoryObject;
+use crate::sync::{Mutex, lock};
+use crate::units::{PageIndex, PageRange};
+
+/// The pages that have changed since the moment, as they were.
+pub(crate) struct Kept {
+    pages: Mutex<HashMap<PageIndex, Vec<u8>>>,
+}
+
+impl Kept {
+    /// Keeps a page, unless a store before this one has had it kept.
+    pub(crate) fn keep(&self, page: PageIndex, bytes: impl FnOnce() -> Vec<u8>) {
+        lock(&self.pages).entry(page).or_insert_with(bytes);
+    }
+
+    fn get(&self, page: PageIndex, skip: usize, into: &mut [u8]) -> bool {
+        let pages = lock(&self.pages);
+        let Some(bytes) = pages.get(&page) else { return false };
+        into.copy_from_slice(&bytes[skip..skip + into.len()]);
+        true
+    }
+
+    fn has(&self, page: PageIndex) -> bool {
+        lock(&self.pages).contains_key(&page)
+    }
+}
+
+/// The store of a snapshot.
+pub(crate) struct SnapshotStore {
+    of: Arc<MemoryObject>,
+    name: String,
+    length: u64,
+    kept: Arc<Kept>,
+    version: Version,
+}
+
+impl MemoryObject {
+    /// The bytes of this moment, as a store that never changes.
+    ///
+    /// # Errors
+    /// If stores cannot be trapped.
+    pub(crate) fn snapshot(self: &Arc<Self>, number: u64) -> Result<SnapshotStore> {
+        let kept = Arc::new(Kept { pages: Mutex::default() });
+        let _no_write_half_done = crate::sync::write(&self.writing);
+        let mut pages = self.pages();
+        // As for an atomic sync: with the lock held nothing becomes dirty, so the moment is one for all pages.
+        let mut runs = pages.table.dirty_runs(self.all_pages());
+        runs.extend(pages.table.writing_runs(self.all_pages()));
+        runs.sort_unstable_by_key(|run| run.start);
+        self.trap_stores(&runs)?;
+        pages.writes.keepers.retain(|keeper| keeper.strong_count() > 0);
+        pages.writes.keepers.push(Arc::downgrade(&kept));
+        let name = format!("{} (snapshot {number})", self.name);
+        let version = Version::new(name.as_str());
+        Ok(SnapshotStore { of: self.clone(), name, length: self.len(), kept, version })
+    }
+
+    /// Whether a snapshot needs the object as it is.
+    pub(crate) fn has_snapshots(&self) -> bool {
+        self.pages().writes.keepers.iter().any(|keeper| keeper.strong_count() > 0)
+    }
+
+    /// The pages from `first` on, at most `most`, that are in memory: copied, if it is so many from the first on that are;
+    /// else how many are not.
+    fn peek(&self, first: PageIndex, kept: &Kept, skip: usize, into: &mut [u8]) -> Peeked {
+        let pages = self.pages();
+        // Under the lock nothing is stored to that would have to be kept first.
+        if kept.get(first, skip, into) {
+            return Peeked::Copied;
+        }
+        if pages.table.state(first).is_readable() {
+            let offset = first.0 * self.cache.page.bytes() + skip as u64;
+            self.read_memory(offset, into);
+            return Peeked::Copied;
+        }
+        Peeked::InStore
+    }
+
+    /// How many pages from `first` on, up to `end`, are neither in memory nor kept.
+    fn in_store_from(&self, first: PageIndex, end: PageIndex, kept: &Kept) -> PageIndex {
+        let pages = self.pages();
+        let range = PageRange { start: first, end };
+        let stops = |p: &PageIndex| pages.table.state(*p).is_readable() || kept.has(*p);
+        range.iter().find(stops).unwrap_or(end)
+    }
+}
+
+enum Peeked {
+    Copied,
+    InStore,
+}
+
+impl SnapshotStore {
+    /// Reads from the store of the object what was not in memory; none of it may have changed meanwhile.
+    fn read_below(&self, offset: u64, into: &mut [u8]) -> omnimap_store::Result<()> {
+        let got = self.of.store.read_at(offset, into)?;
+        // What lies behind the end that the store has by now was kept, or the read is wrong.
+        if got < into.len() {
+            return Err(StoreError::Short { wanted: into.len() as u64, got: got as u64 });
+        }
+        Ok(())
+    }
+}
+
+impl BackingStore for SnapshotStore {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn len(&self) -> u64 {
+        self.length
+    }
+
+    fn transfer(&self) -> Transfer {
+        self.of.store.transfer()
+    }
+
+    fn chunk_at(&self, offset: u64) -> std::ops::Range<u64> {
+        let chunk = self.of.store.chunk_at(offset);
+        chunk.start..chunk.end.min(self.length)
+    }
+
+    fn version(&self) -> Option<Version> {
+        Some(self.version.clone())
+    }
+
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> omnimap_store::Result<usize> {
+        let page_size = self.of.cache.page;
+        let wanted = (into.len() as u64).min(self.length.saturating_sub(offset));
+        let end = offset + wanted;
+        let mut at = offset;
+        while at < end {
+            let page = page_size.page_at(at);
+            let page_end = page_size.bytes_of(PageRange::single(page)).end.min(end);
+            let part = (at - offset) as usize..(page_end - offset) as usize;
+            let skip = (at - page.0 * page_size.bytes()) as usize;
+            if matches!(self.of.peek(page, &self.kept, skip, &mut into[part]), Peeked::Copied) {
+                at = page_end;
+                continue;
+            }
+            let stop = self.of.in_store_from(page, page_size.pages_of(at..end).end, &self.kept);
+            let stop = page_size.bytes_of(PageRange { start: page, end: stop.max(page.next()) }).end.min(end);
+            let part = (at - offset) as usize..(stop - offset) as usize;
+            let read = self.read_below(at, &mut into[part.clone()]);
+            // Whatever was stored to, and written back perhaps, since it was seen to be in the store has been kept.
+            let pages = page_size.pages_of(at..stop);
+            if let Some(changed) = pages.iter().find(|p| self.kept.has(*p)) {
+                at = at.max(changed.0 * page_size.bytes()).min(stop);
+                continue;
+            }
+            read?;
+            at = stop;
+        }
+        Ok(wanted as usize)
+    }
+}
+
+/// An error of a store's code that is not about an offset.
+pub(crate) fn store_error(
+    object: &MemoryObject,
+    work: impl FnOnce() -> omnimap_store::Result<()>,
+) -> Result<()> {
+    catch(work).and_then(|outcome| outcome).map_err(|source| Error::Write {
+        object: object.name.clone(),
+        offset: 0,
+        source: Arc::new(source),
+    })
+}

@@ -1,0 +1,293 @@
+//! What can be done with a mapping that can be stored to, beside storing.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU8;
+
+use omnimap_host::Exclusive;
+
+use crate::error::{Error, Result};
+use crate::mapped_view::{MappedView, Pinned};
+use crate::object::MemoryObject;
+use crate::page_state::Transition;
+use crate::page_table::Mark;
+use crate::snapshot::store_error;
+use crate::stats::Counter;
+use crate::sync::atomic::Ordering;
+use crate::sync::{read, thread};
+use crate::units::{PageIndex, PageRange};
+
+/// Pages that a checked write holds at a time.
+const WRITE_PAGES_MAX: u64 = 64;
+
+impl MappedView {
+    /// Gives the mapping the right to its bytes, which came with the object.
+    pub fn with_exclusive(mut self, exclusive: Option<Exclusive>) -> MappedView {
+        self.exclusive = exclusive;
+        self
+    }
+
+    /// The bytes, as for the one that may store to them. Touching one may wait for the store, and raises SIGBUS if that
+    /// fails.
+    ///
+    /// # Panics
+    /// If the mapping has no right to them.
+    pub fn exclusive_bytes(&self) -> &[u8] {
+        let range = self.range_in_view();
+        let Some(view) = &self.view else { return &[] };
+        let exclusive = self.exclusive.as_ref().expect("the right to the bytes");
+        &view.bytes_of(exclusive)[range]
+    }
+
+    /// As [`exclusive_bytes`](Self::exclusive_bytes), to be stored to.
+    ///
+    /// # Panics
+    /// As there.
+    pub fn exclusive_bytes_mut(&mut self) -> &mut [u8] {
+        let range = self.range_in_view();
+        let Some(view) = &self.view else { return &mut [] };
+        let exclusive = self.exclusive.as_mut().expect("the right to the bytes");
+        &mut view.bytes_mut(exclusive)[range]
+    }
+
+    /// The bytes as cells that any number of threads may load and store.
+    ///
+    /// # Panics
+    /// If the object was not opened for that.
+    pub fn cells(&self) -> &[AtomicU8] {
+        let range = self.range_in_view();
+        self.view.as_ref().map_or(&[], |view| &view.cells()[range])
+    }
+
+    fn range_in_view(&self) -> Range<usize> {
+        // The view begins at a page.
+        let skip = (self.offset % self.object.cache.page.bytes()) as usize;
+        skip..skip + self.len() as usize
+    }
+
+    /// Copies bytes in, fetching what is not in memory first: no pointer, so no signal.
+    ///
+    /// # Errors
+    /// If the range is not inside the mapping, or the store does not give what it has there; some of the bytes may have
+    /// been written then, from the first on.
+    pub fn write_at(&self, offset: u64, from: &[u8]) -> Result<()> {
+        self.check_writable()?;
+        let wanted = self.locate(offset, from.len() as u64)?;
+        let page_size = self.object.cache.page;
+        let pages = page_size.pages_of(wanted.clone());
+        let mut at = wanted.start;
+        while at < wanted.end {
+            let first = page_size.page_at(at);
+            let last = pages.end.min(PageIndex(first.0 + WRITE_PAGES_MAX));
+            let mut pinned = self.object.pin_resident(first, last);
+            if pinned.is_empty() {
+                self.fetch(first, pages, at)?;
+                pinned = PageRange::single(first);
+            } else {
+                self.object.count(Counter::checked_pages_resident, pinned.count());
+            }
+            let pinned = Pinned { object: &self.object, range: pinned };
+            let stop = page_size.bytes_of(pinned.range).end.min(wanted.end);
+            let part = (at - wanted.start) as usize..(stop - wanted.start) as usize;
+            self.object.overwrite(pinned.range, at, &from[part])?;
+            drop(pinned);
+            at = stop;
+        }
+        self.object.cache.limit_dirty();
+        Ok(())
+    }
+
+    /// Makes what is dirty of a range durable; where the store's sync is all or nothing, everything that was stored until
+    /// now.
+    ///
+    /// # Errors
+    /// If the store did not take something, now or in the background since the last sync. What it did not take is dirty
+    /// still, and the next sync tries again.
+    pub fn sync(&self, range: Range<u64>) -> Result<()> {
+        self.object.sync(self.pages_of(range)?)
+    }
+
+    /// Begins to write back what is dirty of a range, and comes back at once.
+    ///
+    /// # Errors
+    /// If the range is not inside the mapping; what goes wrong later, the next sync tells.
+    pub fn start_sync(&self, range: Range<u64>) -> Result<()> {
+        self.object.start_sync(self.pages_of(range)?);
+        Ok(())
+    }
+
+    /// Drops what is clean of a range, after taking the store's object as it is now: the next access sees what the store
+    /// has. What is dirty stays, and will be written over whatever others wrote.
+    ///
+    /// # Errors
+    /// If the range is not inside the mapping, or the store cannot be asked.
+    pub fn invalidate(&self, range: Range<u64>) -> Result<()> {
+        let pages = self.pages_of(range)?;
+        self.check_writable()?;
+        store_error(&self.object, || self.object.store.refresh())?;
+        self.object.evict_range(pages);
+        Ok(())
+    }
+
+    /// Bytes that the store does not have yet.
+    pub fn dirty_bytes(&self) -> u64 {
+        self.object.pages().table.dirty_count() * self.object.cache.page.bytes()
+    }
+
+    /// Makes the object longer, with zeros, or shorter.
+    ///
+    /// # Errors
+    /// If the store refuses; then nothing has changed. If a snapshot needs what would be cut off.
+    pub fn set_object_len(&self, length: u64) -> Result<()> {
+        self.check_writable()?;
+        self.locate(0, 0)?;
+        self.object.set_len(length)
+    }
+
+    /// As [`set_object_len`](Self::set_object_len); the mapping goes to the object's new end, perhaps at another address.
+    ///
+    /// # Errors
+    /// As there; and if the machine has no address range for it.
+    pub fn resize(&mut self, length: u64) -> Result<()> {
+        self.set_object_len(length)?;
+        let wanted = length.saturating_sub(self.offset);
+        if wanted > self.length {
+            let pages = self.object.cache.page.pages_of(self.offset..self.offset + wanted);
+            let new = self.cache.place(&self.object, pages, self.offset, wanted, &self.reader)?;
+            self.length = wanted;
+            if let Some(old) = self.view.replace(new) {
+                self.object.remove_view(old.start());
+                drop(self.object.cache.space.remove(old.start()));
+            }
+        }
+        Ok(())
+    }
+
+    /// The bytes of this moment, for good, as an object of the same cache; costs nothing until it is stored to.
+    ///
+    /// # Errors
+    /// If the machine has no memory for it to be in.
+    pub fn snapshot(&self) -> Result<Arc<MemoryObject>> {
+        self.check_writable()?;
+        self.locate(0, 0)?;
+        let number = self.object.snapshots_made.fetch_add(1, Ordering::Relaxed);
+        let store = self.object.snapshot(number)?;
+        self.cache.open(Arc::new(store))
+    }
+
+    fn pages_of(&self, range: Range<u64>) -> Result<PageRange> {
+        let wanted = self.locate(range.start, range.end.saturating_sub(range.start))?;
+        Ok(self.object.cache.page.pages_of(wanted))
+    }
+
+    fn check_writable(&self) -> Result<()> {
+        if self.object.memory.used_as().is_writable() {
+            return Ok(());
+        }
+        let reason = "it was mapped read-only; map it writable, or private";
+        Err(Error::NotAllowed { object: self.object.name.clone(), reason })
+    }
+}
+
+impl MemoryObject {
+    /// Copies bytes into pages that are pinned.
+    fn overwrite(&self, pinned: PageRange, offset: u64, bytes: &[u8]) -> Result<()> {
+        let _not_within_a_moment = read(&self.writing);
+        let make_dirty = || {
+            let mut pages = self.pages();
+            pinned.iter().for_each(|page| self.make_dirty(&mut pages, page));
+        };
+        make_dirty();
+        let written = self.memory.write(offset, bytes);
+        // They may have been copied meanwhile, with half of the bytes.
+        make_dirty();
+        written.map_err(|e| self.host_error(e))
+    }
+
+    /// Changes the length, here and in the store.
+    fn set_len(&self, length: u64) -> Result<()> {
+        let _turn = self.syncs.take();
+        let before = self.len();
+        if length < before {
+            return self.shrink(before, length);
+        }
+        store_error(self, || self.store.set_len(length))?;
+        let mut pages = self.pages();
+        self.memory.set_len(length).map_err(|e| self.host_error(e))?;
+        let page = self.cache.page.page_at(before);
+        let tail = before..self.cache.page.bytes_of(PageRange::single(page)).end.min(length);
+        if before % self.cache.page.bytes() != 0 && !tail.is_empty() && pages.table.state(page).is_resident()
+        {
+            // What was stored behind the end is no part of the object.
+            let zeros = vec![0; (tail.end - tail.start) as usize];
+            self.memory.write(tail.start, &zeros).map_err(|e| self.host_error(e))?;
+        }
+        pages.writes.length_unsynced = true;
+        self.set_length(length);
+        Ok(())
+    }
+
+    fn shrink(&self, before: u64, length: u64) -> Result<()> {
+        if self.has_snapshots() {
+            let reason =
+                "it cannot be made shorter while a snapshot of it is in use; drop the snapshot first";
+            return Err(Error::NotAllowed { object: self.name.clone(), reason });
+        }
+        let gone = PageRange::new(
+            length.div_ceil(self.cache.page.bytes()),
+            before.div_ceil(self.cache.page.bytes()),
+        );
+        // Nothing is fetched, and nothing written back, until it is done.
+        self.set_length(length);
+        self.pages().writes.sealed = true;
+        let outcome =
+            self.wait_until_still(gone).and_then(|()| store_error(self, || self.store.set_len(length)));
+        let mut pages = self.pages();
+        pages.writes.sealed = false;
+        if outcome.is_err() {
+            self.set_length(before);
+            return outcome;
+        }
+        let (mut resident, mut dirty) = (0, 0);
+        for page in pages.table.present_runs(gone).into_iter().flat_map(PageRange::iter) {
+            let state = pages.table.state(page);
+            resident += u64::from(state.is_resident());
+            dirty += u64::from(state.is_dirty());
+            pages.table.apply(page, Transition::Discarded);
+            for mark in [Mark::Queued, Mark::Read] {
+                pages.table.set(page, mark, false);
+            }
+        }
+        for page in pages.table.unsynced_runs().into_iter().flat_map(|run| run.intersect(gone).iter()) {
+            pages.table.set(page, Mark::Unsynced, false);
+        }
+        pages.writes.lost.retain(|page| !gone.contains(*page));
+        pages.writes.length_unsynced = true;
+        let cut = self.memory.set_len(length).map_err(|e| self.host_error(e));
+        drop(pages);
+        self.cache.dirty.fetch_sub(dirty, Ordering::Relaxed);
+        self.cache.budget.release(resident);
+        self.cache.note_stale(resident);
+        cut
+    }
+
+    /// Waits until pages that nobody can claim any more are not on their way anywhere, and not pinned.
+    fn wait_until_still(&self, range: PageRange) -> Result<()> {
+        let begin = std::time::Instant::now();
+        loop {
+            {
+                let pages = self.pages();
+                let moving = pages.transits.iter().any(|t| !t.lock().range.intersect(range).is_empty());
+                let writing = !pages.table.writing_runs(range).is_empty();
+                if !moving && !writing && !pages.has_pins(range) {
+                    return Ok(());
+                }
+            }
+            if begin.elapsed() > self.cache.options.fill_time_max {
+                let (object, limit) = (self.name.clone(), self.cache.options.fill_time_max);
+                return Err(Error::TimedOut { object, offset: self.cache.page.bytes_of(range).start, limit });
+            }
+            thread::yield_now();
+        }
+    }
+}

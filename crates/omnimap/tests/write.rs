@@ -1,0 +1,286 @@
+//! Stores through mappings: they are seen, they reach the store, none is lost.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use omnimap::store::{Counting, FileStore, MemoryStore};
+use omnimap::{Advice, BackingStore, Error, MapOptions, MappingMut, SyncMode};
+use omnimap_testkit::{Prng, pattern, skip_without_mappings, within};
+
+const LIMIT: Duration = Duration::from_secs(120);
+
+fn bytes_of(store: &dyn BackingStore) -> Vec<u8> {
+    let mut bytes = vec![0; store.len() as usize];
+    store.read_at(0, &mut bytes).unwrap();
+    bytes
+}
+
+fn page() -> u64 {
+    omnimap::machine::page_bytes()
+}
+
+#[test]
+fn x2_patch_a_byte_of_a_file() {
+    if skip_without_mappings() {
+        return;
+    }
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), b"abc").unwrap();
+    let path = file.path().to_owned();
+    within(LIMIT, move || {
+        let mut mapping = MappingMut::open(&path).unwrap();
+        mapping[1] = b'd';
+        drop(mapping);
+        assert_eq!(std::fs::read(&path).unwrap(), b"adc");
+    });
+}
+
+/// A slice larger than the budget, sorted in place: every store survives eviction, and reaches the store.
+#[test]
+fn m02_stores_survive_eviction_and_reach_the_store() {
+    if skip_without_mappings() {
+        return;
+    }
+    within(LIMIT, || {
+        let pages = 1024;
+        let store = Arc::new(MemoryStore::writable("numbers", (0..pages * page()).map(pattern).collect()));
+        let mut expected = bytes_of(&*store);
+        let budget = 64 * page();
+        let mut mapping = MapOptions::new().budget(budget).map_mut(store.clone()).unwrap();
+        let mut random = Prng::new(1);
+        for _ in 0..20_000 {
+            let at = random.below(pages * page()) as usize;
+            let byte = random.next_u64() as u8;
+            assert_eq!(mapping[at], expected[at], "at {at}");
+            mapping[at] = byte;
+            expected[at] = byte;
+            assert!(mapping.kernel_resident_bytes().unwrap() <= budget);
+        }
+        assert!(*mapping == *expected, "through the mapping");
+        mapping.sync().unwrap();
+        assert_eq!(mapping.dirty_bytes(), 0);
+        assert!(bytes_of(&*store) == expected, "in the store");
+    });
+}
+
+/// Many threads, an object of 8 budgets, eviction and write-back all the time.
+#[test]
+fn m02_no_increment_is_lost_under_eviction() {
+    if skip_without_mappings() {
+        return;
+    }
+    let increments = if std::env::var_os("OMNIMAP_LONG").is_some() { 100_000_000 } else { 400_000 };
+    increments_are_all_there(increments, Duration::from_secs(3600));
+}
+
+fn increments_are_all_there(increments: u64, limit: Duration) {
+    const THREADS: u64 = 4;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("counters");
+    let budget = 64 * page();
+    let length = 8 * budget;
+    std::fs::File::create(&path).unwrap().set_len(length).unwrap();
+    within(limit, move || {
+        let shared = MapOptions::new().budget(budget).open_shared_mut(&path).unwrap();
+        let counters = length / 8;
+        std::thread::scope(|scope| {
+            for thread in 0..THREADS {
+                let shared = &shared;
+                scope.spawn(move || {
+                    let mut random = Prng::new(thread + 7);
+                    let mut left = increments / THREADS;
+                    while left > 0 {
+                        // A few on one page, so that most are not faults.
+                        let first = random.below(counters - 64);
+                        for i in 0..left.min(1 + random.below(64)) {
+                            let at = (first + i % 64) * 8;
+                            shared.atomic_u64(at).unwrap().fetch_add(1, Ordering::Relaxed);
+                            left -= 1;
+                        }
+                    }
+                });
+            }
+            let shared = &shared;
+            scope.spawn(move || {
+                for _ in 0..20 {
+                    shared.sync().unwrap();
+                    shared.advise(0..length, Advice::DontNeed).unwrap();
+                    assert!(shared.kernel_resident_bytes().unwrap() <= budget);
+                }
+            });
+        });
+        let sum = |shared: &omnimap::SharedMapping| -> u64 {
+            (0..counters).map(|i| shared.read::<u64>(i * 8).unwrap()).sum()
+        };
+        let wanted = increments / THREADS * THREADS;
+        assert_eq!(sum(&shared), wanted, "through the mapping");
+        shared.sync().unwrap();
+        drop(shared);
+        let reopened = MapOptions::new().budget(budget).open_shared_mut(&path).unwrap();
+        assert_eq!(sum(&reopened), wanted, "in the file");
+    });
+}
+
+#[test]
+fn y01_sync_writes_what_is_dirty_and_nothing_else() {
+    if skip_without_mappings() {
+        return;
+    }
+    within(LIMIT, || {
+        let inner = Arc::new(MemoryStore::writable("counted", vec![0; (256 * page()) as usize]));
+        let store = Arc::new(Counting::new(inner));
+        let mut mapping = MapOptions::new().map_mut(store.clone()).unwrap();
+        let sum: u64 = mapping.iter().map(|b| u64::from(*b)).sum();
+        assert_eq!(sum, 0);
+        mapping.sync().unwrap();
+        assert_eq!((store.counts().writes, store.counts().syncs), (0, 0), "nothing was stored to");
+        mapping[(17 * page()) as usize] = 1;
+        mapping[(100 * page()) as usize] = 2;
+        mapping[(101 * page()) as usize] = 3;
+        mapping.sync().unwrap();
+        let counts = store.counts();
+        assert_eq!((counts.bytes_written, counts.writes, counts.syncs), (3 * page(), 2, 1));
+        mapping.sync().unwrap();
+        assert_eq!(store.counts(), counts, "again nothing");
+        mapping[(17 * page()) as usize] = 1;
+        drop(mapping);
+        assert_eq!(store.counts().bytes_written, 4 * page(), "at drop");
+    });
+}
+
+#[test]
+fn y02_start_sync_does_not_wait_and_writes() {
+    if skip_without_mappings() {
+        return;
+    }
+    within(LIMIT, || {
+        let store = Arc::new(MemoryStore::writable("started", vec![0; (64 * page()) as usize]));
+        let mut mapping = MapOptions::new().map_mut(store.clone()).unwrap();
+        mapping[5] = 5;
+        let length = mapping.len() as u64;
+        mapping.sync_range(0..length, SyncMode::Start).unwrap();
+        while bytes_of(&*store)[5] != 5 {
+            std::thread::yield_now();
+        }
+    });
+}
+
+#[test]
+fn m20_bytes_behind_the_end_never_reach_the_object() {
+    if skip_without_mappings() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("odd");
+    std::fs::write(&path, vec![7; page() as usize + 100]).unwrap();
+    within(LIMIT, move || {
+        let mut mapping = MapOptions::new().open_mut(&path).unwrap();
+        let length = mapping.len();
+        mapping[length - 1] = 9;
+        mapping.sync().unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), length as u64);
+        assert!(matches!(mapping.write_at(length as u64 - 1, &[1, 2]), Err(Error::OutOfRange { .. })));
+        drop(mapping);
+        let bytes = std::fs::read(&path).unwrap();
+        assert_eq!((bytes.len(), bytes[length - 1], bytes[0]), (length, 9, 7));
+    });
+}
+
+#[test]
+fn checked_writes_and_raw_reads_agree() {
+    if skip_without_mappings() {
+        return;
+    }
+    within(LIMIT, || {
+        let length = 300 * page() + 17;
+        let store = Arc::new(MemoryStore::writable("checked", (0..length).map(pattern).collect()));
+        let mut expected = bytes_of(&*store);
+        let mut mapping = MapOptions::new().budget(32 * page()).map_mut(store.clone()).unwrap();
+        let mut random = Prng::new(3);
+        for _ in 0..2000 {
+            let at = random.below(length);
+            let count = random.below(5 * page()).min(length - at) as usize;
+            let bytes: Vec<u8> = (0..count).map(|_| random.next_u64() as u8).collect();
+            mapping.write_at(at, &bytes).unwrap();
+            expected[at as usize..at as usize + count].copy_from_slice(&bytes);
+            let look = random.below(length) as usize;
+            assert_eq!(mapping[look], expected[look]);
+        }
+        mapping.sync().unwrap();
+        assert!(bytes_of(&*store) == expected);
+    });
+}
+
+#[test]
+fn the_background_writes_what_is_too_much_or_too_old() {
+    if skip_without_mappings() {
+        return;
+    }
+    within(LIMIT, || {
+        let store =
+            Arc::new(Counting::new(Arc::new(MemoryStore::writable("b", vec![0; (256 * page()) as usize]))));
+        let mut mapping = MapOptions::new().dirty_max(16 * page()).map_mut(store.clone()).unwrap();
+        for i in 0..64 {
+            mapping[(i * page()) as usize] = 1;
+        }
+        while store.counts().bytes_written < 32 * page() {
+            std::thread::yield_now();
+        }
+        drop(mapping);
+        let store =
+            Arc::new(Counting::new(Arc::new(MemoryStore::writable("b", vec![0; (256 * page()) as usize]))));
+        let mut mapping =
+            MapOptions::new().dirty_time_max(Duration::from_millis(20)).map_mut(store.clone()).unwrap();
+        mapping[0] = 1;
+        while store.counts().bytes_written < page() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    });
+}
+
+#[test]
+fn a_read_only_store_is_refused_before_anything_is_stored() {
+    if skip_without_mappings() {
+        return;
+    }
+    let refused = MapOptions::new().map_mut(MemoryStore::new("fixed", vec![1; 100]));
+    assert!(matches!(refused, Err(Error::NotAllowed { .. })), "{refused:?}");
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), [1; 10]).unwrap();
+    assert!(MapOptions::new().map_mut(FileStore::open(file.path()).unwrap()).is_err());
+}
+
+#[test]
+fn readers_and_writers_of_shared_cells_meet() {
+    if skip_without_mappings() {
+        return;
+    }
+    within(LIMIT, || {
+        let store = Arc::new(MemoryStore::writable("cells", vec![0; (512 * page()) as usize]));
+        let shared = MapOptions::new().budget(32 * page()).map_shared_mut(store.clone()).unwrap();
+        let total = AtomicU64::new(0);
+        std::thread::scope(|scope| {
+            for thread in 0..4u64 {
+                let (shared, total) = (&shared, &total);
+                scope.spawn(move || {
+                    let mut random = Prng::new(thread);
+                    for _ in 0..2000 {
+                        let at = random.below(512 * page() / 4) * 4;
+                        shared.atomic_u32(at).unwrap().fetch_add(1, Ordering::SeqCst);
+                        total.fetch_add(1, Ordering::SeqCst);
+                        if random.below(8) == 0 {
+                            let at = random.below(511 * page());
+                            shared.read_at(at, &mut [0; 100]).unwrap();
+                        }
+                    }
+                });
+            }
+        });
+        shared.sync().unwrap();
+        let bytes = bytes_of(&*store);
+        let words: u64 = bytes.as_chunks::<4>().0.iter().map(|w| u64::from(u32::from_ne_bytes(*w))).sum();
+        assert_eq!(words, total.into_inner());
+        assert!(shared.atomic_u32(2).is_none() && shared.atomic_u64(512 * page()).is_none());
+    });
+}
