@@ -75,6 +75,11 @@ impl Budget {
         self.change(|state| state.filling -= count);
     }
 
+    /// Takes [`arrived`](Self::arrived) back.
+    pub(crate) fn not_arrived(&self, count: u64) {
+        self.change(|state| state.filling += count);
+    }
+
     /// Gives back pages that were resident.
     pub(crate) fn release(&self, count: u64) {
         if count > 0 {

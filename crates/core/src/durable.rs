@@ -18,6 +18,8 @@ use crate::write_back::Why;
 
 /// Pages that one thread writes back at a time when many do.
 const SHARE_PAGES: u64 = 64;
+/// Pages written in one transfer.
+const TRANSFER_PAGES_MAX: u64 = 256;
 /// Threads that write for one sync, beside the one that waits for it.
 const HELPERS_MAX: usize = 7;
 /// Of the dirty pages that are allowed, so many stay when the rest has been written in the background.
@@ -35,6 +37,8 @@ pub(crate) struct Shares {
 struct SharesState {
     left: VecDeque<Vec<PageRange>>,
     under_way: usize,
+    /// What others were writing back when it was their turn.
+    theirs: Vec<PageRange>,
     error: Option<Error>,
 }
 
@@ -52,9 +56,11 @@ impl Shares {
             state.under_way += 1;
             share
         };
-        let outcome = self.object.write_back_scattered(&share, self.why);
+        let mut theirs = Vec::new();
+        let outcome = self.object.write_back(&share, self.why, &mut theirs);
         let mut state = lock(&self.state);
         state.under_way -= 1;
+        state.theirs.append(&mut theirs);
         if let Err(error) = outcome {
             state.error.get_or_insert(error);
         }
@@ -64,14 +70,17 @@ impl Shares {
         true
     }
 
-    /// Helps, and waits for those who help.
-    fn finish(&self) -> Result<()> {
+    /// Helps, and waits for those who help; gives what others were writing.
+    fn finish(&self) -> Result<Vec<PageRange>> {
         while self.write_one() {}
         let mut state = lock(&self.state);
         while state.under_way > 0 {
             state = crate::sync::wait(&self.done, state);
         }
-        state.error.take().map_or(Ok(()), Err)
+        match state.error.take() {
+            Some(error) => Err(error),
+            None => Ok(std::mem::take(&mut state.theirs)),
+        }
     }
 }
 
@@ -82,9 +91,9 @@ fn shares(runs: &[PageRange]) -> VecDeque<Vec<PageRange>> {
     for run in runs {
         let mut rest = *run;
         while !rest.is_empty() {
-            // A long run is best written as a whole.
+            // A long run is best written in long transfers.
             let count =
-                if pages == 0 { rest.count().min(4 * SHARE_PAGES) } else { rest.count().min(SHARE_PAGES) };
+                if pages == 0 { rest.count().min(TRANSFER_PAGES_MAX) } else { rest.count().min(SHARE_PAGES) };
             share.push(PageRange::new(rest.start.0, rest.start.0 + count));
             rest.start.0 += count;
             pages += count;
@@ -123,7 +132,7 @@ impl MemoryObject {
         let runs = self.seal()?;
         let shares = Shares::new(self.clone(), &runs, Why::Sync);
         self.cache.help(&shares);
-        let outcome = shares.finish().and_then(|()| self.sync_store());
+        let outcome = shares.finish().and_then(|_| self.sync_store());
         self.unseal(&runs);
         outcome
     }
@@ -142,15 +151,17 @@ impl MemoryObject {
     /// The first failure; all that could be written was.
     pub(crate) fn write_dirty(self: &Arc<Self>, range: PageRange) -> Result<()> {
         self.rewrite_lost()?;
-        let mut runs = self.pages().table.dirty_runs(range);
         // What others have copied may be older than now: it counts when it is written, or is dirty again.
-        let mut theirs = self.pages().table.writing_runs(range);
+        let (mut runs, mut theirs) = {
+            let pages = self.pages();
+            (pages.table.dirty_runs(range), pages.table.writing_runs(range))
+        };
         loop {
             let shares = Shares::new(self.clone(), &runs, Why::Sync);
             if runs.iter().map(|run| run.count()).sum::<u64>() > SHARE_PAGES {
                 self.cache.help(&shares);
             }
-            shares.finish()?;
+            theirs.extend(shares.finish()?);
             if theirs.is_empty() {
                 return Ok(());
             }

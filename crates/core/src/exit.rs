@@ -9,6 +9,9 @@ static CACHES: Mutex<Vec<Weak<Inner>>> = Mutex::new(Vec::new());
 
 /// Lets a cache's dirty pages be written back when the process ends.
 pub(crate) fn register(cache: &Arc<Inner>) {
+    if cfg!(shuttle) {
+        return; // Its locks cannot be taken when its schedules are over.
+    }
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         if let Err(error) = omnimap_host::at_exit(write_back_all) {

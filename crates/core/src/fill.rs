@@ -175,6 +175,8 @@ impl Fill {
     /// If there is no memory for that page; then nothing is published.
     fn arrive(&mut self, whom: For, buffer: &[u8]) -> Result<Resolution, Cause> {
         let object = self.object.clone();
+        // The pages hold it from now on, and may be evicted as soon as they are published.
+        object.cache.budget.arrived(self.reserved);
         let mut pages = object.pages();
         let mut stored = None;
         if let Some(page) = self.store_page.filter(|page| self.range.contains(*page)) {
@@ -183,12 +185,14 @@ impl Fill {
             let slice = &buffer[from..from + object.cache.page.bytes() as usize];
             // With somebody who wants the bytes of before, the store has to come and ask once more.
             let stores = if pages.writes.keepers.is_empty() { Stores::Let } else { Stores::Trap };
-            object.memory.fill(bytes.start, slice, stores).map_err(|error| self.undo(error))?;
+            object.memory.fill(bytes.start, slice, stores).map_err(|error| {
+                object.cache.budget.not_arrived(self.reserved);
+                self.undo(error)
+            })?;
             stored = (stores == Stores::Let).then_some(page);
         }
         self.ended = true;
-        // The pages hold it from now on, and may be evicted as soon as they are published.
-        self.object.cache.budget.arrived(std::mem::take(&mut self.reserved));
+        self.reserved = 0;
         let bytes = object.cache.page.bytes_of(self.range);
         let bytes = bytes.end.min(object.len()).saturating_sub(bytes.start);
         object.count(Counter::fills, 1);

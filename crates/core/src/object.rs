@@ -448,8 +448,12 @@ impl MemoryObject {
         pages.remove_transit(transit);
         let mut state = transit.lock();
         let range = state.range;
+        let writable = self.memory.used_as().is_writable();
         for page in range.iter() {
-            let after = if stored == Some(page) {
+            // With an address that is poisoned still, a view may let stores through: the trap went with the poison.
+            let let_through =
+                writable && transition == Transition::Filled && pages.poisoned.contains_key(&page);
+            let after = if stored == Some(page) || let_through {
                 self.note_dirty(pages);
                 pages.table.apply(page, Transition::FilledForStore)
             } else {

@@ -25,8 +25,6 @@ use crate::units::{PageIndex, PageRange};
 
 /// Pages copied under one lock: some tens of microseconds.
 const COPIED_TOGETHER_MAX: u64 = 32;
-/// Bytes written in one transfer.
-const TRANSFER_BYTES_MAX: u64 = 1 << 20;
 /// Dirty neighbours that are written along with a page, on each side.
 const NEIGHBOURS_MAX: u64 = 32;
 /// After a write that failed nothing is written for so long, unless a sync asks for it.
@@ -212,46 +210,23 @@ impl MemoryObject {
         self.cache.budget.evictable();
     }
 
-    /// Writes back the dirty ones of some pages.
+    /// Writes back the dirty ones of some pages. Tells which of them others are writing back just now.
     ///
     /// # Errors
     /// The first failure, which is also kept for the next sync; what failed is dirty still.
-    pub(crate) fn write_back(&self, runs: &[PageRange], why: Why) -> Result<()> {
-        let mut first = Ok(());
-        for run in runs {
-            let mut rest = *run;
-            while !rest.is_empty() {
-                let Some((copied, after)) = self.copy_dirty(rest, why)? else { break };
-                rest.start = after;
-                for copied in copied {
-                    let outcome = self.write_copied(copied, why);
-                    first = first.and(outcome);
-                }
-            }
-            if why == Why::Room && first.is_err() {
-                break;
-            }
-        }
-        first
-    }
-
-    /// As [`write_back`](Self::write_back), for many short runs: as many as are copied together are.
-    pub(crate) fn write_back_scattered(&self, runs: &[PageRange], why: Why) -> Result<()> {
+    pub(crate) fn write_back(&self, runs: &[PageRange], why: Why, theirs: &mut Vec<PageRange>) -> Result<()> {
         let mut first = Ok(());
         let mut rest = runs;
-        while let [head, ..] = rest {
-            if head.count() > COPIED_TOGETHER_MAX {
-                first = first.and(self.write_back(&rest[..1], why));
-                rest = &rest[1..];
-                continue;
-            }
+        while !rest.is_empty() {
+            // A long run alone, short ones together.
             let mut pages = 0;
             let fits = |run: &&PageRange| {
                 pages += run.count();
                 pages <= COPIED_TOGETHER_MAX
             };
-            let together = rest.iter().take_while(fits).count();
-            for copied in self.copy_runs(&rest[..together], why)?.unwrap_or_default() {
+            let together = rest.iter().take_while(fits).count().max(1);
+            let Some(copied) = self.copy_runs(&rest[..together], why, theirs)? else { break };
+            for copied in copied {
                 first = first.and(self.write_copied(copied, why));
             }
             rest = &rest[together..];
@@ -262,15 +237,14 @@ impl MemoryObject {
         first
     }
 
-    /// Copies the next dirty pages of a run; gives where it stopped. Nothing, if nothing may be written now.
-    fn copy_dirty(&self, run: PageRange, why: Why) -> Result<Option<(Vec<Copied>, PageIndex)>> {
-        let most = (TRANSFER_BYTES_MAX / self.cache.page.bytes()).max(1);
-        let part = PageRange::new(run.start.0, run.end.0.min(run.start.0 + most));
-        Ok(self.copy_runs(&[part], why)?.map(|copied| (copied, part.end)))
-    }
-
-    /// Traps the stores to the dirty ones of some pages, copies them, and calls them being written back.
-    fn copy_runs(&self, runs: &[PageRange], why: Why) -> Result<Option<Vec<Copied>>> {
+    /// Traps the stores to the dirty ones of some pages, copies them, and calls them being written back. Nothing, if
+    /// nothing may be written now.
+    fn copy_runs(
+        &self,
+        runs: &[PageRange],
+        why: Why,
+        theirs: &mut Vec<PageRange>,
+    ) -> Result<Option<Vec<Copied>>> {
         let mut pages = self.pages();
         if why == Why::Room && pages.writes.must_wait() {
             return Ok(None);
@@ -278,6 +252,7 @@ impl MemoryObject {
         let mut dirty: Vec<PageRange> = Vec::new();
         for run in runs {
             dirty.extend(pages.table.dirty_runs(*run));
+            theirs.extend(pages.table.writing_runs(*run));
         }
         if why == Why::Sync && pages.writes.sealed {
             dirty = self.uncopied_or_kept(&pages, &dirty);

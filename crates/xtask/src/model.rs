@@ -26,6 +26,8 @@ impl Arguments {
                 "omnimap-testkit",
                 "--test",
                 "model",
+                "--test",
+                "write_model",
                 "--target-dir",
                 TARGET,
             ])
