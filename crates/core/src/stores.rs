@@ -216,7 +216,9 @@ impl MemoryObject {
         self.memory.set_len(length).map_err(|e| self.host_error(e))?;
         let page = self.cache.page.page_at(before);
         let tail = before..self.cache.page.bytes_of(PageRange::single(page)).end.min(length);
-        if before % self.cache.page.bytes() != 0 && !tail.is_empty() && pages.table.state(page).is_resident()
+        if !before.is_multiple_of(self.cache.page.bytes())
+            && !tail.is_empty()
+            && pages.table.state(page).is_resident()
         {
             // What was stored behind the end is no part of the object.
             let zeros = vec![0; (tail.end - tail.start) as usize];

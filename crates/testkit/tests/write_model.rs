@@ -166,7 +166,7 @@ fn no_increment_is_lost() {
     explore(|| {
         let writer = |first: u64| -> Work {
             Box::new(move |scene: &Scene| {
-                (0..10).for_each(|i| scene.increment((first + i * 3) % OBJECT_PAGES, 1))
+                (0..10).for_each(|i| scene.increment((first + i * 3) % OBJECT_PAGES, 1));
             })
         };
         let bytes = together(Scene::new(false), vec![writer(0), writer(1), writer(0)]);
