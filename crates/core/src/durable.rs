@@ -256,10 +256,7 @@ impl MemoryObject {
                 Waited::Pinned => return Ok(()),
                 Waited::Retry => {}
                 Waited::Failed(cause) => return Err(self.error_at(offset, cause)),
-                Waited::TimedOut => {
-                    let (object, limit) = (self.name.clone(), self.cache.options.fill_time_max);
-                    return Err(Error::TimedOut { object, offset, limit });
-                }
+                Waited::TimedOut => return Err(self.timed_out(offset)),
             }
         }
     }

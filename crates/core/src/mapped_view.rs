@@ -264,10 +264,7 @@ impl MappedView {
                 Waited::Pinned => break Ok(()),
                 Waited::Retry => {}
                 Waited::Failed(cause) => break Err(self.object.error_at(at, cause)),
-                Waited::TimedOut => {
-                    let object = self.object.name.clone();
-                    break Err(Error::TimedOut { object, offset: at, limit });
-                }
+                Waited::TimedOut => break Err(self.object.timed_out(at)),
             }
         };
         stats::waited(&self.object.counters, &inner.counters, since.elapsed());

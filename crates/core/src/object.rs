@@ -496,8 +496,7 @@ impl MemoryObject {
             pages.poison(&late);
             late
         };
-        let limit = self.cache.options.fill_time_max;
-        self.fail_raw(&late, |offset| Error::TimedOut { object: self.name.clone(), offset, limit });
+        self.fail_raw(&late, |offset| self.timed_out(offset));
     }
 
     /// Lets accesses try again that failed before `oldest`.

@@ -385,11 +385,19 @@ impl MemoryObject {
     /// Why there is no room: dirty pages that cannot be written are one reason.
     pub(crate) fn no_room(&self, offset: u64) -> Error {
         let (object, limit) = (self.name.clone(), self.cache.options.fill_time_max);
-        let unwritable = self.cache.objects().iter().find_map(|o| o.pages().writes.error.clone());
-        match unwritable {
-            Some(cause) => Error::NoRoomUnwritable { object, offset, limit, cause: Arc::new(cause) },
-            None => Error::NoRoom { object, offset, limit },
-        }
+        self.unwritable(offset).unwrap_or(Error::NoRoom { object, offset, limit })
+    }
+
+    /// Why an access was not served in time.
+    pub(crate) fn timed_out(&self, offset: u64) -> Error {
+        let (object, limit) = (self.name.clone(), self.cache.options.fill_time_max);
+        self.unwritable(offset).unwrap_or(Error::TimedOut { object, offset, limit })
+    }
+
+    fn unwritable(&self, offset: u64) -> Option<Error> {
+        let cause = self.cache.objects().iter().find_map(|o| o.pages().writes.error.clone())?;
+        let (object, limit) = (self.name.clone(), self.cache.options.fill_time_max);
+        Some(Error::NoRoomUnwritable { object, offset, limit, cause: Arc::new(cause) })
     }
 }
 
