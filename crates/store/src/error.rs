@@ -74,6 +74,15 @@ pub enum StoreError {
         /// The object's length.
         end: u64,
     },
+    /// A transaction has more blocks than its journal has room for; what was written before stays.
+    #[error(
+        "the journal is full: at most {limit_bytes} bytes of it may be changed between two syncs; sync more often, or \
+         raise the limit"
+    )]
+    JournalFull {
+        /// The limit: bytes of the journal.
+        limit_bytes: u64,
+    },
     /// The store's code panicked.
     #[error("the store panicked: {message}")]
     Panicked {
@@ -112,6 +121,7 @@ impl StoreError {
             StoreError::Changed { .. } => Errno::STALE,
             StoreError::ReadOnly => Errno::ACCESS,
             StoreError::BeyondEnd { .. } => Errno::INVAL,
+            StoreError::JournalFull { .. } => Errno::NOSPC,
             StoreError::Short { .. } | StoreError::Corrupt { .. } | StoreError::Panicked { .. } => Errno::IO,
         };
         errno.raw_os_error()

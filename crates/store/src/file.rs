@@ -59,16 +59,20 @@ struct Pin {
 impl FileStore {
     /// Opens a file for reading.
     pub fn open(path: impl AsRef<Path>) -> Result<FileStore> {
-        Self::open_as(path.as_ref(), Writability::ReadOnly)
+        Self::open_as(shown(path.as_ref()), path.as_ref(), Writability::ReadOnly)
     }
 
     /// Opens a file for reading and writing. Its version is not pinned.
     pub fn open_writable(path: impl AsRef<Path>) -> Result<FileStore> {
-        Self::open_as(path.as_ref(), Writability::ReadWrite)
+        Self::open_writable_as(shown(path.as_ref()), path.as_ref())
     }
 
-    fn open_as(path: &Path, writability: Writability) -> Result<FileStore> {
-        let name = path.display().to_string();
+    /// The same, of a path that says nothing to people.
+    pub(crate) fn open_writable_as(name: String, path: &Path) -> Result<FileStore> {
+        Self::open_as(name, path, Writability::ReadWrite)
+    }
+
+    fn open_as(name: String, path: &Path, writability: Writability) -> Result<FileStore> {
         let failed = |source| StoreError::Open { name: name.clone(), source };
         // O_NONBLOCK: opening a FIFO must not wait for a writer; regular files ignore it.
         let open = |flags: OFlags| {
@@ -274,6 +278,10 @@ impl BackingStore for FileStore {
         }
         self.file.sync_all().map_err(Self::io("sync", 0))
     }
+}
+
+fn shown(path: &Path) -> String {
+    path.display().to_string()
 }
 
 /// Reads until the buffer is full or the file ends.

@@ -1,12 +1,14 @@
 //! Where an object's bytes come from and go to.
 //!
 //! Owns: the [`BackingStore`] contract, the stores that need no network (memory, file, seekable zstd), decorators
-//! that add to any store, and the [`conformance`] suite that all of them pass.
+//! that add to any store, the [`journal`] that makes a store's sync all or nothing, and the [`conformance`] suite that all
+//! of them pass.
 //!
 //! Does not own: pages, addresses, mappings or caching across reads. A store knows offsets and bytes, nothing else.
 #![forbid(unsafe_code)]
 
 pub mod conformance;
+pub mod journal;
 
 mod aligned;
 mod backing_store;
@@ -26,6 +28,7 @@ pub use decorate::throttled::{Throttle, Throttled};
 pub use decorate::verified::Verified;
 pub use error::{Result, StoreError, catch};
 pub use file::FileStore;
+pub use journal::{JournalOptions, Journaled};
 pub use memory::MemoryStore;
 pub use open::{Format, open};
 pub use zstd::pack::{PackOptions, Packed, pack};

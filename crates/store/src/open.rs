@@ -4,6 +4,7 @@ use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use crate::journal::refuse_half_written;
 use crate::{BackingStore, FileStore, Result, StoreError, ZstdStore};
 
 /// What a file's bytes mean.
@@ -51,9 +52,13 @@ impl Format {
 ///
 /// # Errors
 /// Those of [`FileStore::open`] and [`ZstdStore::open`]. A zstd file without a seek table is an error, not an object
-/// of its packed bytes; ask for [`Format::Plain`] to have those.
+/// of its packed bytes; ask for [`Format::Plain`] to have those. A file that a crash has left half written, with a
+/// committed transaction in the journal beside it, is an error until `omnimap recover` (or
+/// [`journal::open_file`](crate::journal::open_file)) has finished it.
 pub fn open(path: impl AsRef<Path>, format: Format) -> Result<Arc<dyn BackingStore>> {
+    let path = path.as_ref();
     let file: Arc<dyn BackingStore> = Arc::new(FileStore::open(path)?);
+    refuse_half_written(path)?;
     let opened = || -> Result<Arc<dyn BackingStore>> {
         match format.detect(&*file)? {
             Format::Zstd => Ok(Arc::new(ZstdStore::open(file.clone())?)),
