@@ -1,24 +1,40 @@
-//! Sees to it that a store gives the same bytes twice.
+//! Sees to it that a store gives the same bytes twice, and those that were written.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+mod flights;
+mod sums;
+
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use xxhash_rust::xxh3::xxh3_64;
 
+use self::flights::{Flight, Flights, Purpose};
+use self::sums::Sums;
 use super::Decorator;
 use crate::{BackingStore, Result, StoreError};
 
-/// Remembers a checksum of every block that was read, and refuses a block that comes back different.
+/// Remembers a checksum of every block that was read or written, and refuses a block that comes back different.
 ///
-/// For stores that cannot tell whether their object was changed. 16 to 32 bytes of memory for each block that was
-/// ever read.
+/// For stores that cannot tell whether their object was changed. 9 to 10 bytes of memory for each block that was ever
+/// read or written, where they lie together; up to about 100 for one that is alone among 64.
+///
+/// A write remembers the blocks that it covers, and forgets those that it covers in part: nobody knows the rest of
+/// them. So does one that fails, with all its blocks. The object's last block ends where the object does.
+///
+/// Transfers run in parallel, as far as the inner store lets them. A block that is read while somebody writes it may
+/// come old, new or mixed, so it is neither compared nor remembered; nor is one that two write at the same time. During
+/// [`set_len`](BackingStore::set_len) and [`refresh`](BackingStore::refresh) that goes for all blocks. The
+/// latter forgets everything, if it succeeds.
 pub struct Verified {
     inner: Arc<dyn BackingStore>,
-    seen: Mutex<HashMap<u64, u64>>,
-    /// Counts the beginnings and ends of writes; a read beside one says nothing about what comes later.
-    writes: AtomicU64,
-    writer: Mutex<()>,
+    /// Never held while the inner store works.
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    sums: Sums,
+    flights: Flights,
 }
 
 impl Verified {
@@ -27,30 +43,64 @@ impl Verified {
 
     /// Trusts what is read first.
     pub fn new(inner: Arc<dyn BackingStore>) -> Verified {
-        Verified { inner, seen: Mutex::default(), writes: AtomicU64::new(0), writer: Mutex::default() }
+        Verified { inner, state: Mutex::default() }
     }
 
-    fn seen(&self) -> MutexGuard<'_, HashMap<u64, u64>> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn check(&self, writes: u64, offset: u64, bytes: &[u8]) -> Result<()> {
-        let block_bytes = Self::BLOCK_BYTES as usize;
-        let sums: Vec<(u64, u64)> =
-            (offset / Self::BLOCK_BYTES..).zip(bytes.chunks(block_bytes).map(xxh3_64)).collect();
-        let mut seen = self.seen();
-        if writes % 2 == 1 || self.writes.load(Ordering::SeqCst) != writes {
-            return Ok(());
-        }
-        for (block, sum) in sums {
-            if *seen.entry(block).or_insert(sum) != sum {
-                let at = block * Self::BLOCK_BYTES;
-                return Err(StoreError::Changed {
-                    how: format!("the bytes at {at} are not those read before"),
-                });
+    /// Tells the others of a transfer, until `UnderWay` is dropped or landed.
+    fn begin(&self, purpose: Purpose, blocks: Range<u64>) -> UnderWay<'_> {
+        let id = self.state().flights.begin(purpose, blocks);
+        UnderWay { store: self, id: Some(id) }
+    }
+
+    /// Compares blocks that have come with those known, and remembers what is new.
+    fn check(&self, flight: UnderWay<'_>, offset: u64, bytes: &[u8]) -> Result<()> {
+        let sums = sums_of(offset, bytes);
+        flight.land(|flight, known| {
+            for (block, sum) in sums.into_iter().filter(|(block, _)| flight.was_alone_at(*block)) {
+                match known.get(block) {
+                    None => known.set(block, sum),
+                    Some(before) if before == sum => {}
+                    Some(_) => {
+                        let at = block * Self::BLOCK_BYTES;
+                        let how = format!("the bytes at {at} are not those read or written before");
+                        return Err(StoreError::Changed { how });
+                    }
+                }
             }
+            Ok(())
+        })
+    }
+}
+
+/// A transfer that others know of. When it is dropped, without having landed, a change leaves nothing known of its
+/// blocks: it failed, or the store's code panicked.
+struct UnderWay<'a> {
+    store: &'a Verified,
+    id: Option<u64>,
+}
+
+impl UnderWay<'_> {
+    /// Ends the transfer and does what is to be done before another can begin.
+    fn land<T>(mut self, work: impl FnOnce(&Flight, &mut Sums) -> T) -> T {
+        let mut state = self.store.state();
+        let state = &mut *state;
+        let id = self.id.take().expect("it lands once");
+        work(&state.flights.end(id), &mut state.sums)
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        let Some(id) = self.id else { return };
+        let mut state = self.store.state();
+        let flight = state.flights.end(id);
+        if flight.purpose == Purpose::Write {
+            state.sums.forget(flight.blocks);
         }
-        Ok(())
     }
 }
 
@@ -60,7 +110,8 @@ impl Decorator for Verified {
     }
 
     fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<usize> {
-        let writes = self.writes.load(Ordering::SeqCst);
+        // Before the length is asked for: it says where the last block ends.
+        let flight = self.begin(Purpose::Read, blocks_touched(offset, into.len()));
         let length = self.inner.len();
         let end = length.min(offset.saturating_add(into.len() as u64));
         if end <= offset {
@@ -72,7 +123,7 @@ impl Decorator for Verified {
             // A short answer is its caller's business; what came of the last block is no block.
             let checked =
                 if offset + got as u64 == end { got } else { got - got % Self::BLOCK_BYTES as usize };
-            self.check(writes, offset, &into[..checked.min(into.len())])?;
+            self.check(flight, offset, &into[..checked.min(into.len())])?;
             return Ok(got);
         }
         let start = offset - offset % Self::BLOCK_BYTES;
@@ -82,36 +133,70 @@ impl Decorator for Verified {
         if start + got != stop {
             return Err(StoreError::Short { wanted: stop - start, got });
         }
-        self.check(writes, start, &blocks)?;
+        self.check(flight, start, &blocks)?;
         let wanted = (end - offset) as usize;
         into[..wanted].copy_from_slice(&blocks[(offset - start) as usize..][..wanted]);
         Ok(wanted)
     }
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
-        let blocks =
-            offset / Self::BLOCK_BYTES..=offset.saturating_add(bytes.len() as u64) / Self::BLOCK_BYTES;
-        self.change(|| self.inner.write_at(offset, bytes), |seen| seen.retain(|b, _| !blocks.contains(b)))
+        let flight = self.begin(Purpose::Write, blocks_touched(offset, bytes.len()));
+        let length = self.inner.len();
+        self.inner.write_at(offset, bytes)?;
+        let covered = covered(offset, bytes.len(), length);
+        let sums = sums_of(offset + covered.start as u64, &bytes[covered]);
+        flight.land(|flight, known| {
+            known.forget(flight.blocks.clone());
+            for (block, sum) in sums.into_iter().filter(|(block, _)| flight.was_alone_at(*block)) {
+                known.set(block, sum);
+            }
+        });
+        Ok(())
     }
 
     fn set_len(&self, length: u64) -> Result<()> {
+        let _flight = self.begin(Purpose::ChangeAll, 0..u64::MAX);
+        // Asked after the beginning: whatever others make of the length from here on, nobody remembers a last block.
         let first = self.inner.len().min(length) / Self::BLOCK_BYTES;
-        self.change(|| self.inner.set_len(length), |seen| seen.retain(|block, _| *block < first))
+        self.state().sums.forget(first..u64::MAX);
+        self.inner.set_len(length)
+    }
+
+    fn refresh(&self) -> Result<()> {
+        let flight = self.begin(Purpose::ChangeAll, 0..u64::MAX);
+        self.inner.refresh()?;
+        flight.land(|_, known| *known = Sums::default());
+        Ok(())
     }
 }
 
-impl Verified {
-    /// Lets `write` change what `forget` forgets. Writes here go one after the other.
-    fn change(
-        &self,
-        write: impl FnOnce() -> Result<()>,
-        forget: impl FnOnce(&mut HashMap<u64, u64>),
-    ) -> Result<()> {
-        let _one = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        self.writes.fetch_add(1, Ordering::SeqCst);
-        forget(&mut self.seen());
-        let outcome = write();
-        self.writes.fetch_add(1, Ordering::SeqCst);
-        outcome
+/// The blocks that hold a byte of a range. A length of 0 touches none.
+fn blocks_touched(offset: u64, length: usize) -> Range<u64> {
+    let first = offset / Verified::BLOCK_BYTES;
+    if length == 0 {
+        return first..first;
     }
+    first..offset.saturating_add(length as u64).div_ceil(Verified::BLOCK_BYTES)
+}
+
+/// The part of `length_written` bytes at `offset` that is whole blocks of an object of `length` bytes.
+///
+/// ```text
+/// object   |-------|-------|-------|---|
+/// written      ============|=======|===        covered: all but the first four
+/// ```
+fn covered(offset: u64, length_written: usize, length: u64) -> Range<usize> {
+    let end = offset.saturating_add(length_written as u64);
+    let first = offset.checked_next_multiple_of(Verified::BLOCK_BYTES).unwrap_or(u64::MAX);
+    let last = if end == length { end } else { end - end % Verified::BLOCK_BYTES };
+    if first >= last {
+        return 0..0;
+    }
+    (first - offset) as usize..(last - offset) as usize
+}
+
+/// The blocks that begin at `offset`, each with its sum.
+fn sums_of(offset: u64, bytes: &[u8]) -> Vec<(u64, u64)> {
+    let blocks = bytes.chunks(Verified::BLOCK_BYTES as usize);
+    (offset / Verified::BLOCK_BYTES..).zip(blocks.map(xxh3_64)).collect()
 }
