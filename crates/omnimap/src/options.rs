@@ -1,13 +1,13 @@
 //! How a mapping is made.
 
 use std::num::NonZeroUsize;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use omnimap_core::{Error, MappedView, Result};
 use omnimap_host::Use;
-use omnimap_store::{BackingStore, FileStore, Format, Verified, Writability, catch};
+use omnimap_store::{BackingStore, FileStore, Format, JournalOptions, Verified, Writability, catch, journal};
 
 use crate::cache::{Cache, Limits};
 use crate::mapping::advise;
@@ -46,6 +46,9 @@ pub struct MapOptions {
     format: Format,
     verify: bool,
     reserve_bytes: u64,
+    atomic: bool,
+    journal: Option<PathBuf>,
+    journal_options: JournalOptions,
     dirty_bytes_max: Option<u64>,
     dirty_time_max: Option<Duration>,
     write_back_bytes_per_second_max: Option<u64>,
@@ -71,6 +74,9 @@ impl MapOptions {
             format: Format::Auto,
             verify: false,
             reserve_bytes: 0,
+            atomic: false,
+            journal: None,
+            journal_options: JournalOptions::default(),
             dirty_bytes_max: None,
             dirty_time_max: None,
             write_back_bytes_per_second_max: None,
@@ -148,6 +154,31 @@ impl MapOptions {
         self
     }
 
+    /// Lets what is stored reach the object only by syncs that are all or nothing ([`MappingMut::sync_atomic`]); what no
+    /// sync has made durable when the mapping is dropped, or the process ends, is given up.
+    ///
+    /// Until the sync it lies in memory, and in a journal beside the file (named as it, and `.omnimap-journal`), which
+    /// opening the file this way again recovers from after a crash, and so does `omnimap recover`. Only one process at a
+    /// time can have a file mapped so.
+    pub fn atomic(&mut self, yes: bool) -> &mut Self {
+        self.atomic = yes;
+        self
+    }
+
+    /// Where the journal of an [atomic](Self::atomic) mapping is, instead of beside the file. Stores that are no local
+    /// files need it.
+    pub fn journal(&mut self, path: impl Into<PathBuf>) -> &mut Self {
+        self.journal = Some(path.into());
+        self
+    }
+
+    /// The most bytes that a journal may have; the default is 1 GiB. What is stored between two atomic syncs must fit in
+    /// it and in the budget together.
+    pub fn journal_max(&mut self, bytes: u64) -> &mut Self {
+        self.journal_options.bytes_max = bytes;
+        self
+    }
+
     /// Dirty bytes above which they are written back in the background; the default is a quarter of the budget. Ignored
     /// with a cache.
     pub fn dirty_max(&mut self, bytes: u64) -> &mut Self {
@@ -202,7 +233,7 @@ impl MapOptions {
     /// # Errors
     /// As [`open`](Self::open); and if the file cannot be written.
     pub fn open_mut(&self, path: impl AsRef<Path>) -> Result<MappingMut> {
-        self.map_mut(self.writable_file(path.as_ref())?)
+        Ok(MappingMut::new(self.view(self.writable_file(path.as_ref())?, Use::Exclusive)?))
     }
 
     /// Maps a writable store to be stored to by one holder.
@@ -210,7 +241,7 @@ impl MapOptions {
     /// # Errors
     /// As [`map`](Self::map); and [`Error::NotAllowed`](crate::Error::NotAllowed) if the store is read-only.
     pub fn map_mut(&self, store: impl BackingStore + 'static) -> Result<MappingMut> {
-        Ok(MappingMut::new(self.view(self.held_to_its_bytes(Arc::new(store))?, Use::Exclusive)?))
+        Ok(MappingMut::new(self.view(self.writable_store(Arc::new(store))?, Use::Exclusive)?))
     }
 
     /// Maps a local file to be stored to by many, with atomics and copies.
@@ -218,7 +249,7 @@ impl MapOptions {
     /// # Errors
     /// As [`open_mut`](Self::open_mut).
     pub fn open_shared_mut(&self, path: impl AsRef<Path>) -> Result<SharedMapping> {
-        self.map_shared_mut(self.writable_file(path.as_ref())?)
+        Ok(SharedMapping::new(self.view(self.writable_file(path.as_ref())?, Use::Shared)?))
     }
 
     /// Maps a writable store to be stored to by many, with atomics and copies.
@@ -226,7 +257,7 @@ impl MapOptions {
     /// # Errors
     /// As [`map_mut`](Self::map_mut).
     pub fn map_shared_mut(&self, store: impl BackingStore + 'static) -> Result<SharedMapping> {
-        Ok(SharedMapping::new(self.view(self.held_to_its_bytes(Arc::new(store))?, Use::Shared)?))
+        Ok(SharedMapping::new(self.view(self.writable_store(Arc::new(store))?, Use::Shared)?))
     }
 
     fn writable_file(&self, path: &Path) -> Result<Arc<dyn BackingStore>> {
@@ -237,7 +268,24 @@ impl MapOptions {
                 reason: "packed files cannot be stored to; unpack it, map it private, or ask for Format::Plain",
             });
         }
-        Ok(file)
+        let file = self.held_to_its_bytes(file)?;
+        if !self.atomic {
+            journal::refuse_half_written(path)?;
+            return Ok(file);
+        }
+        Ok(Arc::new(journal::open_file(file, path, self.journal.as_deref(), self.journal_options)?))
+    }
+
+    fn writable_store(&self, store: Arc<dyn BackingStore>) -> Result<Arc<dyn BackingStore>> {
+        let store = self.held_to_its_bytes(store)?;
+        match &self.journal {
+            _ if !self.atomic || store.is_atomic() => Ok(store),
+            Some(path) => Ok(Arc::new(journal::open_file(store, path, Some(path), self.journal_options)?)),
+            None => Err(Error::NotAllowed {
+                object: store.name().into(),
+                reason: "an atomic mapping of a store that is no local file needs MapOptions::journal, a path",
+            }),
+        }
     }
 
     /// What the soundness of slices rests on: a store that does not promise its bytes is held to them.

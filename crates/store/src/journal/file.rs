@@ -52,10 +52,13 @@ pub fn open_file(
     Ok(journaled)
 }
 
-/// Refuses a file that a crash has left half written, for whoever wants to read it without its journal.
+/// Refuses a file that a crash has left half written, for whoever wants to use it without its journal.
 ///
 /// While a process has it locked, what the journal holds is that process's affair.
-pub(crate) fn refuse_half_written(object_path: &Path) -> Result<()> {
+///
+/// # Errors
+/// [`StoreError::Unusable`], which says how to recover; if the journal cannot be read.
+pub fn refuse_half_written(object_path: &Path) -> Result<()> {
     let path = path_for(object_path);
     let journal = match FileStore::open(&path) {
         Ok(journal) => journal,

@@ -26,7 +26,6 @@ mod record;
 mod recover;
 mod turns;
 
-pub(crate) use file::refuse_half_written;
-pub use file::{open_file, path_for};
+pub use file::{open_file, path_for, refuse_half_written};
 pub use journaled::{JournalOptions, Journaled};
 pub use recover::{Pending, Recovered, pending};
