@@ -301,7 +301,7 @@ fn read_until_end(file: &File, offset: u64, into: &mut [u8]) -> io::Result<usize
 }
 
 /// Whether an error says that direct transfers are not to be had, and not that something is wrong.
-fn is_refusal(error: &io::Error) -> bool {
+pub(crate) fn is_refusal(error: &io::Error) -> bool {
     let refusals = [Errno::INVAL, Errno::OPNOTSUPP, Errno::NOSYS].map(Errno::raw_os_error);
     error.raw_os_error().is_some_and(|number| refusals.contains(&number))
 }

@@ -1,8 +1,8 @@
 //! Where an object's bytes come from and go to.
 //!
-//! Owns: the [`BackingStore`] contract, the stores that need no network (memory, file, seekable zstd), decorators
-//! that add to any store, the [`journal`] that makes a store's sync all or nothing, and the [`conformance`] suite that all
-//! of them pass.
+//! Owns: the [`BackingStore`] contract, the stores that need no network (memory, swap, file, seekable zstd, private
+//! copies), decorators that add to any store, the [`journal`] that makes a store's sync all or nothing, and the
+//! [`conformance`] suite that all of them pass.
 //!
 //! Does not own: pages, addresses, mappings or caching across reads. A store knows offsets and bytes, nothing else.
 #![forbid(unsafe_code)]
@@ -17,6 +17,8 @@ mod error;
 mod file;
 mod memory;
 mod open;
+mod private;
+mod swap;
 mod zstd;
 
 pub use aligned::AlignedBytes;
@@ -31,5 +33,7 @@ pub use file::FileStore;
 pub use journal::{JournalOptions, Journaled};
 pub use memory::MemoryStore;
 pub use open::{Format, open};
+pub use private::PrivateStore;
+pub use swap::store::{SwapCounts, SwapOptions, SwapStore};
 pub use zstd::pack::{PackOptions, Packed, pack};
 pub use zstd::store::ZstdStore;
