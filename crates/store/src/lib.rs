@@ -26,6 +26,7 @@ pub use backing_store::{Answers, BackingStore, Transfer, Version, Writability};
 pub use decorate::Decorator;
 pub use decorate::counting::{Counting, Counts};
 pub use decorate::faulty::{Faulty, Misbehaviour};
+pub use decorate::power_cut::{Failure, Fate, PowerCut, PowerSupply};
 pub use decorate::throttled::{Throttle, Throttled};
 pub use decorate::verified::Verified;
 pub use error::{Result, StoreError, catch};

@@ -2,6 +2,7 @@
 
 pub(crate) mod counting;
 pub(crate) mod faulty;
+pub(crate) mod power_cut;
 pub(crate) mod throttled;
 pub(crate) mod verified;
 
