@@ -52,5 +52,7 @@ pub use writable::{MappingMut, SharedMapping, SyncMode};
 
 /// The machine: what it allows, and its own mappings to compare with.
 pub mod machine {
-    pub use omnimap_host::linux::{Finding, KernelFile, Origin, Probe, drop_cached, page_bytes, probe};
+    pub use omnimap_host::linux::{
+        Finding, KernelFile, KernelFileMut, Origin, Probe, drop_cached, page_bytes, probe,
+    };
 }

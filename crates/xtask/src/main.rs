@@ -24,6 +24,9 @@ enum Command {
     Stress(stress::Arguments),
     /// Run the engine under a scheduler that tries many interleavings (shuttle).
     Model(model::Arguments),
+    /// One contender of `bench writes`, in a process of its own.
+    #[command(hide = true)]
+    Writer(bench::Writer),
 }
 
 fn main() -> Result<()> {
@@ -32,6 +35,7 @@ fn main() -> Result<()> {
         Command::Bench(arguments) => arguments.run(),
         Command::Stress(arguments) => arguments.run(),
         Command::Model(arguments) => arguments.run(&root()),
+        Command::Writer(writer) => writer.run(),
     }
 }
 

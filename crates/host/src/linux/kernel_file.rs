@@ -1,10 +1,11 @@
-//! The kernel's own mapping of a file, to compare with: no pager, no budget, SIGBUS when the file shrinks.
+//! The kernel's own mappings of a file, to compare with: no pager, no budget, SIGBUS when the file shrinks.
 
 use std::fs::File;
+use std::ops::Deref;
 use std::os::fd::AsFd;
 use std::ptr::NonNull;
 
-use rustix::mm::{Advice, MapFlags, ProtFlags};
+use rustix::mm::{Advice, MapFlags, MsyncFlags, ProtFlags};
 
 use crate::Result;
 use crate::error::During;
@@ -17,7 +18,7 @@ pub struct KernelFile {
     bytes: usize,
 }
 
-// SAFETY: the mapping belongs to the process, and is only read.
+// SAFETY: the mapping belongs to the process, and is only read, but for `KernelFileMut`, which needs `&mut` to write.
 unsafe impl Send for KernelFile {}
 // SAFETY: as above.
 unsafe impl Sync for KernelFile {}
@@ -25,13 +26,17 @@ unsafe impl Sync for KernelFile {}
 impl KernelFile {
     /// Maps the file as it is now; an empty file has an empty mapping.
     pub fn map(file: &File) -> Result<KernelFile> {
+        Self::map_as(file, ProtFlags::READ)
+    }
+
+    fn map_as(file: &File, protection: ProtFlags) -> Result<KernelFile> {
         let bytes = file.metadata().during("fstat")?.len() as usize;
         if bytes == 0 {
             return Ok(KernelFile { start: NonNull::dangling(), bytes });
         }
         // SAFETY: a new mapping at a place of the kernel's choice replaces nothing.
         let start = unsafe {
-            rustix::mm::mmap(std::ptr::null_mut(), bytes, ProtFlags::READ, MapFlags::SHARED, file.as_fd(), 0)
+            rustix::mm::mmap(std::ptr::null_mut(), bytes, protection, MapFlags::SHARED, file.as_fd(), 0)
         }
         .during("mmap")?;
         let start = NonNull::new(start.cast()).ok_or(rustix::io::Errno::NOMEM).during("mmap")?;
@@ -70,6 +75,50 @@ impl KernelFile {
         // nobody can hold a `&mut` into this mapping.
         unsafe { std::ptr::copy_nonoverlapping(from, into.as_mut_ptr(), count) };
         count
+    }
+}
+
+/// A shared kernel mapping of a whole file that is stored to; bytes are copied in and out, never borrowed.
+pub struct KernelFileMut {
+    mapping: KernelFile,
+}
+
+impl KernelFileMut {
+    /// Maps the file, which must be open for reading and writing, as it is now.
+    pub fn map(file: &File) -> Result<KernelFileMut> {
+        let mapping = KernelFile::map_as(file, ProtFlags::READ | ProtFlags::WRITE)?;
+        Ok(KernelFileMut { mapping })
+    }
+
+    /// Copies bytes in; what would lie beyond the end is left out. Returns how many were copied.
+    ///
+    /// Raises SIGBUS if the file has been truncated below, or has no room on its disk.
+    pub fn write_at(&mut self, offset: u64, from: &[u8]) -> usize {
+        let offset = offset.min(self.len()) as usize;
+        let count = from.len().min(self.bytes - offset);
+        // SAFETY: `offset` is at most the mapping's length.
+        let into = unsafe { self.start.as_ptr().add(offset) };
+        // SAFETY: `into + count` is inside the mapping, which is writable; `from` has `count` bytes, and they do not
+        // overlap, for nobody can hold a slice of this mapping.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), into, count) };
+        count
+    }
+
+    /// Makes everything that was stored durable (msync(2), `MS_SYNC`).
+    pub fn sync(&self) -> Result<()> {
+        if self.is_empty() {
+            return Ok(());
+        }
+        // SAFETY: the range is this mapping; nothing is invalidated.
+        unsafe { rustix::mm::msync(self.start.as_ptr().cast(), self.bytes, MsyncFlags::SYNC) }
+            .during("msync(MS_SYNC)")
+    }
+}
+
+impl Deref for KernelFileMut {
+    type Target = KernelFile;
+    fn deref(&self) -> &KernelFile {
+        &self.mapping
     }
 }
 

@@ -11,7 +11,7 @@ mod userfaultfd;
 mod view;
 
 pub use host::LinuxHost;
-pub use kernel_file::{KernelFile, drop_cached};
+pub use kernel_file::{KernelFile, KernelFileMut, drop_cached};
 pub use probe::{Finding, Probe, probe};
 pub use userfaultfd::{Features, Origin};
 

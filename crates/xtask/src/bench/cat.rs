@@ -19,7 +19,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let program = build()?;
     let directory = tempfile::tempdir_in(&arguments.directory)?;
     let packed = directory.path().join("packed.zst");
-    let bytes = pack_toolchain(&packed, arguments.bytes)?;
+    let bytes = pack_toolchain(&packed, arguments.file_bytes())?;
     let cat: &dyn Fn() -> Result<Duration> = &|| {
         let budget = ["cat", "--budget", "64MiB"];
         drain(Command::new(&program).args(budget).arg(&packed), bytes)

@@ -1,14 +1,21 @@
 //! `cargo xtask bench`: interleaved runs, medians, ratios.
 
+mod atomic;
 mod cat;
+mod clock_pool;
 mod faults;
+mod memory_cgroup;
 mod sequential;
 mod sparse;
+mod writer;
+mod writes;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
+
+pub(crate) use writer::Writer;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -18,9 +25,18 @@ pub(crate) struct Arguments {
     /// Runs of each contender; the median counts.
     #[arg(long, default_value_t = 5)]
     runs: usize,
-    /// Bytes of the files that are read.
-    #[arg(long, default_value_t = 1 << 30)]
-    bytes: u64,
+    /// Bytes of the files; 1 GiB unless it is given, and 4 GiB for the writes.
+    #[arg(long)]
+    bytes: Option<u64>,
+    /// Bytes of memory that the writes have.
+    #[arg(long, default_value_t = 512 << 20)]
+    budget: u64,
+    /// How many writes there are in a run.
+    #[arg(long, default_value_t = 300_000)]
+    operations: u64,
+    /// The memory cgroup below which the writers are put into others; this process's own unless it is given.
+    #[arg(long)]
+    cgroup: Option<PathBuf>,
     /// Where files are put meanwhile: on the disk that is to be measured.
     #[arg(long, default_value = "target")]
     directory: PathBuf,
@@ -36,6 +52,10 @@ enum What {
     Sparse,
     /// A page that is in the store's memory already.
     Faults,
+    /// Random stores to a file larger than the memory, and a sync, against the kernel's mapping and a buffer pool.
+    Writes,
+    /// A sync of scattered pages that is all or nothing, against one that is not.
+    Atomic,
 }
 
 impl Arguments {
@@ -53,7 +73,18 @@ impl Arguments {
         if wanted(What::Cat) {
             cat::run(self)?;
         }
+        if wanted(What::Atomic) {
+            atomic::run(self)?;
+        }
+        if wanted(What::Writes) {
+            writes::run(self)?;
+        }
         Ok(())
+    }
+
+    /// Bytes of the files, where nothing else is said.
+    fn file_bytes(&self) -> u64 {
+        self.bytes.unwrap_or(1 << 30)
     }
 }
 

@@ -16,7 +16,7 @@ const BUDGET_BYTES: u64 = 64 << 20;
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let directory = tempfile::tempdir_in(&arguments.directory)?;
     let path = directory.path().join("plain");
-    write_random(&path, arguments.bytes)?;
+    write_random(&path, arguments.file_bytes())?;
     let sum = |chunk: &[u8]| {
         chunk.as_chunks::<8>().0.iter().fold(0u64, |s, w| s.wrapping_add(u64::from_ne_bytes(*w)))
     };
@@ -62,19 +62,19 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     println!(
         "sequential, {} MiB plain, cold, budget {} MiB: omnimap {:.0} MiB/s ({:.2} of the kernel's mapping), advised {:.0} \
          MiB/s ({:.2}), kernel {:.0} MiB/s with read_ahead_kb {}",
-        arguments.bytes >> 20,
+        arguments.file_bytes() >> 20,
         BUDGET_BYTES >> 20,
-        rate(arguments.bytes, normal),
+        rate(arguments.file_bytes(), normal),
         ratio(normal),
-        rate(arguments.bytes, advised),
+        rate(arguments.file_bytes(), advised),
         ratio(advised),
-        rate(arguments.bytes, theirs),
+        rate(arguments.file_bytes(), theirs),
         read_ahead_kib(),
     );
     Ok(())
 }
 
-fn write_random(path: &std::path::Path, bytes: u64) -> Result<()> {
+pub(super) fn write_random(path: &std::path::Path, bytes: u64) -> Result<()> {
     let mut file = BufWriter::with_capacity(1 << 20, File::create(path)?);
     let mut random = Prng::new(1);
     for _ in 0..bytes / 8 {
