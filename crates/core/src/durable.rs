@@ -297,10 +297,11 @@ impl Inner {
     /// Begins to write back in the background where too much is dirty.
     pub(crate) fn limit_dirty(self: &Arc<Self>) {
         let most = self.options.dirty_bytes_max / self.page.bytes();
-        if self.dirty_pages() <= most || self.writers.is_busy() {
+        // Looked at once: it changes all the time.
+        let Some(mut surplus) = surplus(self.dirty_pages(), most) else { return };
+        if self.writers.is_busy() {
             return;
         }
-        let mut surplus = self.dirty_pages() - (most as f64 * SWEPT_TO) as u64;
         for object in self.objects() {
             if surplus == 0 || object.store.is_atomic() {
                 continue;
@@ -361,6 +362,11 @@ impl MemoryObject {
     }
 }
 
+/// How many dirty pages are to be written when there are more than `most`.
+fn surplus(dirty: u64, most: u64) -> Option<u64> {
+    (dirty > most).then(|| dirty - (most as f64 * SWEPT_TO) as u64)
+}
+
 /// Bounds how fast the background writes.
 pub(crate) struct Pace {
     bytes_per_second_max: Option<u64>,
@@ -383,5 +389,27 @@ impl Pace {
             begin.duration_since(now)
         };
         std::thread::sleep(wait);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn too_much_is_written_down_to_a_part_of_what_is_allowed() {
+        assert_eq!((surplus(0, 0), surplus(8, 8), surplus(9, 8)), (None, None, Some(3)));
+        assert_eq!(surplus(1, 0), Some(1));
+    }
+
+    #[test]
+    fn shares_hold_each_page_once_and_are_bounded() {
+        let runs = [PageRange::new(0, 3), PageRange::new(10, 1000), PageRange::new(2000, 2001)];
+        let shares = shares(&runs);
+        let pages: Vec<u64> = shares.iter().flatten().flat_map(|run| run.iter().map(|p| p.0)).collect();
+        let expected: Vec<u64> = (0..3).chain(10..1000).chain([2000]).collect();
+        assert_eq!(pages, expected);
+        let longest = shares.iter().map(|share| share.iter().map(|run| run.count()).sum::<u64>()).max();
+        assert!(longest <= Some(TRANSFER_PAGES_MAX), "{longest:?}");
     }
 }

@@ -39,6 +39,8 @@ pub struct MemoryObject {
     pub(crate) written: Condvar,
     pub(crate) syncs: Turns,
     pub(crate) snapshots_made: AtomicU64,
+    /// Pages that were kept for snapshots since room was last made in their memory.
+    pub(crate) kept: AtomicU64,
     pub(crate) views: RwLock<Vec<ObjectView>>,
 }
 
@@ -159,6 +161,7 @@ impl MemoryObject {
             written: Condvar::new(),
             syncs: Turns::default(),
             snapshots_made: AtomicU64::new(1),
+            kept: AtomicU64::new(0),
             views: RwLock::default(),
         }
     }

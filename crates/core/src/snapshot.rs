@@ -3,36 +3,74 @@
 //! Nothing is copied when a snapshot is made: stores are trapped, and the first one to each page keeps what the page held
 //! ([`Kept`]). The snapshot's own object reads what was kept, and the rest from the object that it was made of.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Weak};
 
-use omnimap_store::{BackingStore, StoreError, Transfer, Version, catch};
+use omnimap_store::{BackingStore, StoreError, SwapOptions, SwapStore, Transfer, Version, catch};
 
 use crate::error::{Error, Result};
 use crate::object::MemoryObject;
+use crate::sync::atomic::Ordering;
 use crate::sync::{Mutex, lock};
 use crate::units::{PageIndex, PageRange};
 
+/// Pages kept as they are, until they go to swap.
+const PLAIN_PAGES_MAX: u64 = 256;
+
 /// The pages that have changed since the moment, as they were.
 pub(crate) struct Kept {
-    pages: Mutex<HashMap<PageIndex, Vec<u8>>>,
+    pages: Mutex<KeptPages>,
+    swap: SwapStore,
+}
+
+#[derive(Default)]
+struct KeptPages {
+    plain: HashMap<PageIndex, Vec<u8>>,
+    swapped: HashSet<PageIndex>,
+}
+
+/// Where a kept page is.
+enum Place {
+    Copied,
+    Swapped,
 }
 
 impl Kept {
     /// Keeps a page, unless a store before this one has had it kept.
     pub(crate) fn keep(&self, page: PageIndex, bytes: impl FnOnce() -> Vec<u8>) {
-        lock(&self.pages).entry(page).or_insert_with(bytes);
+        let mut pages = lock(&self.pages);
+        if !pages.swapped.contains(&page) {
+            pages.plain.entry(page).or_insert_with(bytes);
+        }
     }
 
-    fn get(&self, page: PageIndex, skip: usize, into: &mut [u8]) -> bool {
+    fn get(&self, page: PageIndex, skip: usize, into: &mut [u8]) -> Option<Place> {
         let pages = lock(&self.pages);
-        let Some(bytes) = pages.get(&page) else { return false };
-        into.copy_from_slice(&bytes[skip..skip + into.len()]);
-        true
+        if let Some(bytes) = pages.plain.get(&page) {
+            into.copy_from_slice(&bytes[skip..skip + into.len()]);
+            return Some(Place::Copied);
+        }
+        pages.swapped.contains(&page).then_some(Place::Swapped)
     }
 
     fn has(&self, page: PageIndex) -> bool {
-        lock(&self.pages).contains_key(&page)
+        let pages = lock(&self.pages);
+        pages.plain.contains_key(&page) || pages.swapped.contains(&page)
+    }
+
+    /// Moves what is kept plain to swap. What swap does not take stays.
+    fn swap_out(&self, page_bytes: u64) {
+        let plain: Vec<PageIndex> = lock(&self.pages).plain.keys().copied().collect();
+        for page in plain {
+            let Some(bytes) = lock(&self.pages).plain.get(&page).cloned() else { continue };
+            if let Err(error) = self.swap.write_at(page.0 * page_bytes, &bytes) {
+                tracing::warn!(%error, "what a snapshot keeps stays in memory");
+                return;
+            }
+            let mut pages = lock(&self.pages);
+            pages.swapped.insert(page);
+            pages.plain.remove(&page);
+        }
     }
 }
 
@@ -51,7 +89,9 @@ impl MemoryObject {
     /// # Errors
     /// If stores cannot be trapped.
     pub(crate) fn snapshot(self: &Arc<Self>, number: u64) -> Result<SnapshotStore> {
-        let kept = Arc::new(Kept { pages: Mutex::default() });
+        let swap = SwapStore::new(self.name(), self.len(), SwapOptions::default())
+            .map_err(|e| Error::Open(Arc::new(e)))?;
+        let kept = Arc::new(Kept { pages: Mutex::default(), swap });
         let _no_write_half_done = crate::sync::write(&self.writing);
         let mut pages = self.pages();
         // As for an atomic sync: with the lock held nothing becomes dirty, so the moment is one for all pages.
@@ -71,13 +111,25 @@ impl MemoryObject {
         self.pages().writes.keepers.iter().any(|keeper| keeper.strong_count() > 0)
     }
 
-    /// The pages from `first` on, at most `most`, that are in memory: copied, if it is so many from the first on that are;
-    /// else how many are not.
+    /// Moves what snapshots keep out of memory, when it is much.
+    pub(crate) fn swap_kept_out(&self) {
+        if self.kept.load(Ordering::Relaxed) < PLAIN_PAGES_MAX
+            || self.kept.swap(0, Ordering::Relaxed) < PLAIN_PAGES_MAX
+        {
+            return;
+        }
+        let keepers: Vec<_> = self.pages().writes.keepers.iter().filter_map(Weak::upgrade).collect();
+        keepers.iter().for_each(|keeper| keeper.swap_out(self.cache.page.bytes()));
+    }
+
+    /// Copies bytes of a page as they were at a snapshot's moment, or tells where they are.
     fn peek(&self, first: PageIndex, kept: &Kept, skip: usize, into: &mut [u8]) -> Peeked {
         let pages = self.pages();
         // Under the lock nothing is stored to that would have to be kept first.
-        if kept.get(first, skip, into) {
-            return Peeked::Copied;
+        match kept.get(first, skip, into) {
+            Some(Place::Copied) => return Peeked::Copied,
+            Some(Place::Swapped) => return Peeked::Swapped,
+            None => {}
         }
         if pages.table.state(first).is_readable() {
             let offset = first.0 * self.cache.page.bytes() + skip as u64;
@@ -98,6 +150,7 @@ impl MemoryObject {
 
 enum Peeked {
     Copied,
+    Swapped,
     InStore,
 }
 
@@ -145,9 +198,17 @@ impl BackingStore for SnapshotStore {
             let page_end = page_size.bytes_of(PageRange::single(page)).end.min(end);
             let part = (at - offset) as usize..(page_end - offset) as usize;
             let skip = (at - page.0 * page_size.bytes()) as usize;
-            if matches!(self.of.peek(page, &self.kept, skip, &mut into[part]), Peeked::Copied) {
-                at = page_end;
-                continue;
+            match self.of.peek(page, &self.kept, skip, &mut into[part.clone()]) {
+                Peeked::InStore => {}
+                Peeked::Copied => {
+                    at = page_end;
+                    continue;
+                }
+                Peeked::Swapped => {
+                    self.kept.swap.read_at(at, &mut into[part])?;
+                    at = page_end;
+                    continue;
+                }
             }
             let stop = self.of.in_store_from(page, page_size.pages_of(at..end).end, &self.kept);
             let stop = page_size.bytes_of(PageRange { start: page, end: stop.max(page.next()) }).end.min(end);

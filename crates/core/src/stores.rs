@@ -94,6 +94,7 @@ impl MappedView {
             at = stop;
         }
         self.object.cache.limit_dirty();
+        self.object.swap_kept_out();
         Ok(())
     }
 

@@ -305,6 +305,7 @@ fn serve(inner: &Arc<Inner>, fault: Fault, since: Instant) -> Served {
         }
     };
     inner.fill_ahead(object, plan.ahead, &located.reader);
+    object.swap_kept_out();
     match claim {
         Claim::Resident => {
             object.count(Counter::faults_resident, 1);

@@ -141,6 +141,7 @@ impl MemoryObject {
         pages.writes.keepers.retain(|keeper| {
             let Some(keeper) = keeper.upgrade() else { return false };
             keeper.keep(page, &mut read);
+            self.kept.fetch_add(1, Ordering::Relaxed);
             true
         });
     }

@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use omnimap_core::{Error, MappedView, Result};
 use omnimap_host::Use;
-use omnimap_store::{BackingStore, FileStore, Format, JournalOptions, Verified, Writability, catch, journal};
+use omnimap_store::{
+    BackingStore, FileStore, Format, JournalOptions, PrivateStore, SwapOptions, SwapStore, Verified,
+    Writability, catch, journal,
+};
 
 use crate::cache::{Cache, Limits};
 use crate::mapping::advise;
@@ -49,6 +52,7 @@ pub struct MapOptions {
     atomic: bool,
     journal: Option<PathBuf>,
     journal_options: JournalOptions,
+    swap: SwapOptions,
     dirty_bytes_max: Option<u64>,
     dirty_time_max: Option<Duration>,
     write_back_bytes_per_second_max: Option<u64>,
@@ -77,6 +81,7 @@ impl MapOptions {
             atomic: false,
             journal: None,
             journal_options: JournalOptions::default(),
+            swap: SwapOptions::default(),
             dirty_bytes_max: None,
             dirty_time_max: None,
             write_back_bytes_per_second_max: None,
@@ -179,6 +184,13 @@ impl MapOptions {
         self
     }
 
+    /// Where private and anonymous mappings keep what does not fit in the budget: compressed in memory, up to a bound that
+    /// comes on top of the budget (64 MiB by default), then in a temporary file.
+    pub fn swap(&mut self, options: SwapOptions) -> &mut Self {
+        self.swap = options;
+        self
+    }
+
     /// Dirty bytes above which they are written back in the background; the default is a quarter of the budget. Ignored
     /// with a cache.
     pub fn dirty_max(&mut self, bytes: u64) -> &mut Self {
@@ -258,6 +270,62 @@ impl MapOptions {
     /// As [`map_mut`](Self::map_mut).
     pub fn map_shared_mut(&self, store: impl BackingStore + 'static) -> Result<SharedMapping> {
         Ok(SharedMapping::new(self.view(self.writable_store(Arc::new(store))?, Use::Shared)?))
+    }
+
+    /// Maps a local file, plain or packed, to be stored to by one holder, whose stores nobody else sees and which never
+    /// reach the file (`MAP_PRIVATE`, mmap(2)).
+    ///
+    /// What was stored counts against the budget as any page, and goes to [swap](Self::swap). The file itself is held to
+    /// the version that was opened, as in [`open`](Self::open).
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_private(&self, path: impl AsRef<Path>) -> Result<MappingMut> {
+        self.map_private(omnimap_store::open(path, self.format)?)
+    }
+
+    /// Maps any store so that what is stored never reaches it.
+    ///
+    /// # Errors
+    /// As [`map`](Self::map).
+    pub fn map_private(&self, store: impl BackingStore + 'static) -> Result<MappingMut> {
+        let base = self.held_to_its_bytes(Arc::new(store))?;
+        let copy = PrivateStore::new(base, self.swap.clone())?;
+        Ok(MappingMut::new(self.view(Arc::new(copy), Use::Exclusive)?))
+    }
+
+    /// Memory of its own, all zeros at first, that may be larger than RAM (`MAP_ANONYMOUS`, mmap(2)).
+    ///
+    /// What does not fit in the budget goes to [swap](Self::swap). Pages that were never stored to take nothing.
+    ///
+    /// # Errors
+    /// If the machine or the budget does not allow a mapping.
+    ///
+    /// # Example
+    /// ```
+    /// use omnimap::MapOptions;
+    ///
+    /// # fn main() -> omnimap::Result<()> {
+    /// let mut array = MapOptions::new().budget(1 << 20).anonymous(1 << 40)?;
+    /// array[1 << 39] = 7;
+    /// assert_eq!((array[1 << 39], array[0]), (7, 0));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn anonymous(&self, length: u64) -> Result<MappingMut> {
+        Ok(MappingMut::new(self.view(self.swap_store(length)?, Use::Exclusive)?))
+    }
+
+    /// As [`anonymous`](Self::anonymous), for many threads, with atomics and copies.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn anonymous_shared(&self, length: u64) -> Result<SharedMapping> {
+        Ok(SharedMapping::new(self.view(self.swap_store(length)?, Use::Shared)?))
+    }
+
+    fn swap_store(&self, length: u64) -> Result<Arc<dyn BackingStore>> {
+        Ok(Arc::new(SwapStore::new("anonymous memory", length, self.swap.clone())?))
     }
 
     fn writable_file(&self, path: &Path) -> Result<Arc<dyn BackingStore>> {
