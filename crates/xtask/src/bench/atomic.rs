@@ -29,14 +29,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
         synced(mapping, &path, &pages, stamp.get(), |mapping| Ok(mapping.sync()?))
     };
     let what = format!("atomic, {DIRTY_PAGES} scattered dirty pages of {} MiB", bytes >> 20);
-    if open_atomic(&path)?.is_none() {
-        let [plain] = medians(arguments.runs, [Box::new(plain)])?;
-        println!("{what}: sync {:.3} s; SKIPPED: sync_atomic", plain.as_secs_f64());
-        return Ok(());
-    }
     let atomic = || {
         stamp.set(stamp.get() + 1);
-        let mapping = open_atomic(&path)?.expect("there was one before");
+        let mapping = options().atomic(true).open_mut(&path)?;
         synced(mapping, &path, &pages, stamp.get(), |mapping| Ok(mapping.sync_atomic()?))
     };
     let [plain, atomic] = medians(arguments.runs, [Box::new(plain), Box::new(atomic)])?;
@@ -47,13 +42,6 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
         atomic.as_secs_f64() / plain.as_secs_f64()
     );
     Ok(())
-}
-
-/// The contender that is not there yet. With `MapOptions::atomic`, this is
-/// `Ok(Some(options().atomic(true).open_mut(path)?))`, and the `Option` and the skip in `run` can go.
-fn open_atomic(path: &Path) -> Result<Option<MappingMut>> {
-    let _ = path;
-    Ok(None)
 }
 
 /// Nothing is written before the sync: that would be time that nobody measures.
