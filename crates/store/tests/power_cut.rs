@@ -6,6 +6,7 @@ use std::sync::Arc;
 use omnimap_store::conformance::check_write;
 use omnimap_store::journal::{JournalOptions, Journaled};
 use omnimap_store::{BackingStore, Failure, MemoryStore, PowerCut, PowerSupply, Result, StoreError};
+use xxhash_rust::xxh3::xxh3_64;
 
 const B: usize = 4096;
 /// The least: images of the journal are copied all the time.
@@ -105,7 +106,8 @@ impl History {
         for time in 0..=self.supply.now() {
             let allowed = self.allowed(time);
             self.supply.each_image(time, images_max, time as u64, |images| {
-                if !seen.insert((images.clone(), allowed.len(), allowed[0].0)) {
+                let sums = (xxh3_64(&images[0]), xxh3_64(&images[1]));
+                if !seen.insert((sums, allowed.len(), allowed[0].0)) {
                     return;
                 }
                 let content = recovered(&images);
@@ -182,7 +184,8 @@ fn histories() -> Vec<Vec<Step>> {
 fn a_store_with_a_power_supply_conforms() {
     let supply = PowerSupply::new();
     check_write(&*supply.store("object", vec![1; 10]));
-    check_write(&Journaled::open(supply.store("a", vec![]), supply.store("b", vec![]), OPTIONS).unwrap());
+    let options = JournalOptions::default();
+    check_write(&Journaled::open(supply.store("a", vec![]), supply.store("b", vec![]), options).unwrap());
 }
 
 #[test]
@@ -285,7 +288,15 @@ fn run_with_failure(steps: &[Step], fails: usize, failure: Failure, program: Pro
         assert!(matches!(error, StoreError::Io { .. }), "{error}");
         if matches!(step, Sync) && program == Program::WritesAgain {
             for step in &since_sync {
-                do_step(&store, *step).unwrap_or_else(|e| panic!("{step:?} again: {e}"));
+                match (do_step(&store, *step), step) {
+                    (Ok(()), _) => {}
+                    // The rest of the block is what the kernel forgot.
+                    (Err(StoreError::Corrupt { .. }), Write(..)) if failure == Failure::Forgotten => {
+                        history.check(20, |_, _| {});
+                        return None;
+                    }
+                    (Err(error), step) => panic!("{step:?} again: {error}"),
+                }
             }
         }
         since_sync.push(*step);
@@ -293,7 +304,6 @@ fn run_with_failure(steps: &[Step], fails: usize, failure: Failure, program: Pro
             Ok(()) => {}
             // What the kernel forgot is not in the journal any more, and that is told, not committed.
             Err(StoreError::Corrupt { .. }) if failure == Failure::Forgotten => {
-                assert_eq!(program, Program::AsksAgain);
                 assert!(store.sync().is_err(), "and stays so");
                 history.check(20, |_, _| {});
                 return None;

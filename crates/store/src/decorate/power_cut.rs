@@ -106,13 +106,17 @@ impl PowerSupply {
     /// Calls `look` with what may be on the disks after a cut at `time`: with everything that may be if that are no more
     /// than `images_max`, else with so many, chosen by `seed`.
     pub fn each_image(&self, time: usize, images_max: usize, seed: u64, mut look: impl FnMut(Vec<Vec<u8>>)) {
-        let state = self.lock();
-        let changes = state.changes_until(time);
+        // Copied, so that `look` may use the stores.
+        let (at_first, changes) = {
+            let state = self.lock();
+            let changes: Vec<(usize, Change, Standing)> =
+                state.changes_until(time).into_iter().map(|(d, c, s)| (d, c.clone(), s)).collect();
+            (state.disks.iter().map(|disk| disk.at_first.clone()).collect::<Vec<_>>(), changes)
+        };
         let choices: Vec<Vec<Fate>> =
             changes.iter().map(|(_, change, standing)| fates(change, *standing)).collect();
-        let first = |disk: &Disk| disk.at_first.clone();
         let image = |fates: &[Fate]| {
-            let mut disks: Vec<Vec<u8>> = state.disks.iter().map(first).collect();
+            let mut disks = at_first.clone();
             for ((disk, change, _), fate) in changes.iter().zip(fates) {
                 change.apply(*fate, &mut disks[*disk]);
             }
@@ -149,10 +153,13 @@ impl State {
                 Event::Synced => Standing::Durable,
                 Event::SyncFailed => Standing::Stuck,
             };
-            for (_, _, standing) in
+            for (_, change, standing) in
                 changes.iter_mut().filter(|(d, _, s)| d == disk && *s == Standing::Waiting)
             {
-                *standing = becomes;
+                // What the kernel drops are pages. A length is the file system's, which keeps it and tries again.
+                if becomes == Standing::Durable || matches!(change, Change::Write { .. }) {
+                    *standing = becomes;
+                }
             }
         }
         changes
@@ -188,10 +195,15 @@ impl Change {
     fn apply(&self, fate: Fate, disk: &mut Vec<u8>) {
         match (self, fate) {
             (_, Fate::Dropped) => {}
-            (Change::SetLen(length), _) => disk.resize(*length, 0),
+            (Change::SetLen(length), _) => {
+                let more = length.saturating_sub(disk.len());
+                disk.truncate(*length);
+                // Not `resize`, which is slow without optimization.
+                disk.extend_from_slice(&vec![0; more]);
+            }
             (Change::Write { offset, bytes }, fate) => {
                 let (from, to) = if let Fate::Torn(from, to) = fate { (from, to) } else { (0, bytes.len()) };
-                let to = to.min(disk.len().saturating_sub(*offset));
+                let to = to.min(bytes.len()).min(disk.len().saturating_sub(*offset));
                 if from < to {
                     disk[offset + from..offset + to].copy_from_slice(&bytes[from..to]);
                 }
