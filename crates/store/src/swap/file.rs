@@ -20,12 +20,20 @@ pub(super) struct SwapFile {
     directory: PathBuf,
     file: OnceLock<File>,
     direct: AtomicBool,
+    #[cfg(test)]
+    pub(super) transfers: std::sync::atomic::AtomicU64,
 }
 
 impl SwapFile {
     /// No file yet; it will be in `directory`.
     pub(super) fn new(directory: PathBuf) -> SwapFile {
-        SwapFile { directory, file: OnceLock::new(), direct: AtomicBool::new(true) }
+        SwapFile {
+            directory,
+            file: OnceLock::new(),
+            direct: AtomicBool::new(true),
+            #[cfg(test)]
+            transfers: Default::default(),
+        }
     }
 
     /// Writes whole, aligned blocks from a slot on.
@@ -87,6 +95,8 @@ impl SwapFile {
         length: usize,
         mut transfer: impl FnMut() -> io::Result<()>,
     ) -> io::Result<()> {
+        #[cfg(test)]
+        self.transfers.fetch_add(1, Ordering::Relaxed);
         let mut outcome = transfer();
         if outcome.as_ref().is_err_and(is_refusal) && self.direct.load(Ordering::Relaxed) {
             set_direct(file, false)?;
