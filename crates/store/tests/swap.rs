@@ -198,6 +198,31 @@ fn a_read_beside_a_write_gives_one_whole_version_of_the_right_block() {
 }
 
 #[test]
+fn a_write_beside_a_shrink_leaves_nothing_behind_the_end() {
+    for pool in [0, 1 << 20] {
+        let store = swap(10 * BLOCK, pool, None);
+        for round in 0..300u64 {
+            let cut = 2 * BLOCK + round * 11;
+            std::thread::scope(|scope| {
+                let store = &store;
+                scope.spawn(move || {
+                    for i in 0..4 {
+                        match store.write_at(BLOCK, &stamped(round, i).repeat(8)) {
+                            Ok(()) | Err(StoreError::BeyondEnd { .. }) => {}
+                            Err(e) => panic!("{e}"),
+                        }
+                    }
+                });
+                store.set_len(cut).unwrap();
+            });
+            store.set_len(10 * BLOCK).unwrap();
+            let behind = read(&store, cut, (10 * BLOCK - cut) as usize).unwrap();
+            assert!(behind.iter().all(|byte| *byte == 0), "round {round}");
+        }
+    }
+}
+
+#[test]
 fn slots_are_used_again() {
     const BLOCKS: usize = 4096;
     // Room for what is there and what is under way, not for a second copy.

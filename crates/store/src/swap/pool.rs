@@ -35,7 +35,8 @@ pub(super) struct Pool {
     vacant: Vec<u32>,
     oldest: u32,
     newest: u32,
-    queued: usize,
+    /// Entries in the queue.
+    pub(super) queued: usize,
 }
 
 impl Pool {

@@ -156,7 +156,7 @@ impl Slots {
         if self.end < self.greatest {
             let tail = self.end;
             self.end = self.greatest;
-            // Used now; freeing it would lower `end` again.
+            // What was used once may still have disk space; freeing it afterwards lowers `end` again.
             self.note_free(tail, self.greatest - tail);
         }
         let long: Vec<(u32, u32)> = self.by_length.range((IDLE_SLOTS_MIN, 0)..).copied().collect();

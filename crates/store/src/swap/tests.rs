@@ -31,11 +31,12 @@ fn transfers(blocks: &Blocks) -> u64 {
     blocks.file.transfers.load(Ordering::Relaxed)
 }
 
-/// Every slot in use belongs to a block, every byte of the pool to an entry.
+/// Every slot in use belongs to a block, every entry of the pool too, and can leave it.
 fn assert_nothing_leaks(blocks: &Blocks) {
     let counts = blocks.counts();
     assert_eq!(u64::from(blocks.lock().slots.used()), counts.blocks_in_file);
     assert_eq!(counts.blocks_compressed == 0, counts.compressed_bytes == 0);
+    assert_eq!(blocks.lock().pool.queued as u64, counts.blocks_compressed);
 }
 
 #[test]

@@ -107,8 +107,11 @@ impl Blocks {
 
     /// Makes the object longer or shorter; what was beyond the shorter end is gone for good.
     pub(crate) fn set_len(&self, length: u64) -> Result<()> {
+        let is_shorter = length < self.len();
         while self.try_set_len(length)? == Outcome::Overtaken {}
-        self.give_back_idle();
+        if is_shorter {
+            self.give_back_idle();
+        }
         Ok(())
     }
 
@@ -213,7 +216,10 @@ impl<'a> Change<'a> {
         let mut scratch = vec![0; lz4_flex::block::get_maximum_output_size(BLOCK_BYTES)];
         let mut cost = 0;
         for block in self.contents.chunks(BLOCK_BYTES) {
-            let new = New::of(block, &mut scratch);
+            let new = match bytes_max {
+                0 if block != ZEROS => New::Plain { checksum: checksum(block) },
+                _ => New::of(block, &mut scratch),
+            };
             if let New::Compressed { bytes, .. } = &new {
                 cost += Pool::cost(bytes);
             }
