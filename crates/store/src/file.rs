@@ -1,16 +1,20 @@
 //! A store that is a local file or block device.
 
+mod identity;
+mod pin;
+
 use std::fs::{File, Metadata};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
+use self::pin::{Change, OwnChange, Pin};
 use crate::aligned::is_aligned;
 use crate::{AlignedBytes, Answers, BackingStore, Result, StoreError, Transfer, Version, Writability};
 
@@ -22,15 +26,21 @@ const BOUNCE_BYTES: usize = 256 << 10;
 /// Reads are direct (O_DIRECT) where the file system has that: what the engine caches is then not in the kernel's
 /// cache as well. Elsewhere they are buffered, and the kernel is told to drop the pages (posix_fadvise(2) DONTNEED).
 ///
-/// A regular file opened read-only is pinned to the version that was opened: device, inode, size and times, compared
-/// after the bytes have come. Every read after it was seen to be written to or truncated is [`StoreError::Changed`];
-/// renaming or unlinking it, or giving it another owner or mode, changes nothing. A change time that moves without a
-/// trace of its reason counts as a write: setting extended attributes, or the owner that it has already, does that too.
+/// A regular file is pinned to the version that was opened: device, inode, size and times, compared after the bytes
+/// have come. Every read after it was seen to be written to or truncated is [`StoreError::Changed`]; renaming or
+/// unlinking it, or giving it another owner or mode, changes nothing. A change time that moves without a trace of its
+/// reason counts as a write: setting extended attributes, or the owner that it has already, does that too, and so does
+/// what is undone before the store looks again (a link made and removed, a name given and taken back).
+///
+/// What is written through the store moves the pin. The file is looked at before the first of a burst of writes (those
+/// of which at least one is under way all the time) and after the last one. If others changed it before, the write is
+/// [`StoreError::Changed`] and nothing is written; what others do during a burst cannot be told from what we do, but for
+/// another size at its end. It stays changed, for reads and writes, until [`refresh`](BackingStore::refresh).
 ///
 /// What the times do not tell, is not seen: a write in the few milliseconds of one clock tick (before Linux 6.13), a
 /// write that was under way already at the opening, one whose times were put back together with a rename, and stores
 /// through a shared mapping to a page that was writable already. [`Verified`](crate::Verified) finds those too, for
-/// bytes that were read before. Block devices and files opened for writing are not pinned at all.
+/// bytes that were read or written before. Block devices are not pinned at all.
 ///
 /// The descriptor is closed when the store is dropped, which drops any fcntl(2) record locks that the process has
 /// on the file.
@@ -42,43 +52,66 @@ pub struct FileStore {
     /// For unaligned writes beside direct transfers. Opened and closed with `file`, never between: closing any
     /// descriptor of a file drops the process's record locks on it.
     buffered: Option<File>,
+    /// Written with `resizing` held.
     length: AtomicU64,
+    /// Held while the length changes, so that the last change of the file's is the last one of `length`. Before the
+    /// pin's own lock.
+    resizing: Mutex<()>,
     /// What pins the version, if anything does.
     pin: Option<Pin>,
     writability: Writability,
 }
 
-/// The version that was opened.
-struct Pin {
-    version: Version,
-    identity: Mutex<Identity>,
-    /// How the file was seen to have changed; it stays so.
-    changed: OnceLock<String>,
+/// What becomes of a path where there is no file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Missing {
+    IsAnError,
+    IsCreated,
 }
 
 impl FileStore {
     /// Opens a file for reading.
+    ///
+    /// # Errors
+    /// [`StoreError::Open`] with what the system answered, [`StoreError::Unusable`] for what is no file or block device.
     pub fn open(path: impl AsRef<Path>) -> Result<FileStore> {
-        Self::open_as(shown(path.as_ref()), path.as_ref(), Writability::ReadOnly)
+        Self::open_as(shown(path.as_ref()), path.as_ref(), Writability::ReadOnly, Missing::IsAnError)
     }
 
-    /// Opens a file for reading and writing. Its version is not pinned.
+    /// Opens a file for reading and writing.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
     pub fn open_writable(path: impl AsRef<Path>) -> Result<FileStore> {
         Self::open_writable_as(shown(path.as_ref()), path.as_ref())
     }
 
     /// The same, of a path that says nothing to people.
     pub(crate) fn open_writable_as(name: String, path: &Path) -> Result<FileStore> {
-        Self::open_as(name, path, Writability::ReadWrite)
+        Self::open_as(name, path, Writability::ReadWrite, Missing::IsAnError)
     }
 
-    fn open_as(name: String, path: &Path, writability: Writability) -> Result<FileStore> {
+    /// Opens a file for reading and writing; makes an empty one, with the mode that umask(2) leaves, if there is none.
+    ///
+    /// Its name is durable when this returns, as its bytes are after [`sync`](BackingStore::sync).
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); also if the directory cannot be read, which making it durable takes.
+    pub fn open_or_create(path: impl AsRef<Path>) -> Result<FileStore> {
+        let path = path.as_ref();
+        let store = Self::open_as(shown(path), path, Writability::ReadWrite, Missing::IsCreated)?;
+        sync_directory_of(path).map_err(|source| StoreError::Open { name: store.name.clone(), source })?;
+        Ok(store)
+    }
+
+    fn open_as(name: String, path: &Path, writability: Writability, missing: Missing) -> Result<FileStore> {
         let failed = |source| StoreError::Open { name: name.clone(), source };
         // O_NONBLOCK: opening a FIFO must not wait for a writer; regular files ignore it.
         let open = |flags: OFlags| {
             File::options()
                 .read(true)
                 .write(writability == Writability::ReadWrite)
+                .create(missing == Missing::IsCreated)
                 .custom_flags((flags | OFlags::NONBLOCK | OFlags::CLOEXEC).bits() as i32)
                 .open(path)
         };
@@ -112,18 +145,22 @@ impl FileStore {
 
     fn new(name: String, file: File, direct: bool, writability: Writability) -> Result<FileStore> {
         let failed = |source| StoreError::Open { name: name.clone(), source };
-        let identity = Identity::now(&file).map_err(failed)?;
+        // Before the length is asked for: if somebody comes between, that is a change.
+        let pin = Pin::new(&file).map_err(failed)?;
         let metadata = file.metadata().map_err(failed)?;
-        let length = AtomicU64::new(length_of(&name, &file, &metadata)?);
+        let length = length_of(&name, &file, &metadata)?;
         // The times of a device's node say nothing about the device.
-        let pinned = writability == Writability::ReadOnly && metadata.is_file();
-        let pin = pinned.then(|| Pin {
-            version: identity.version(),
-            identity: Mutex::new(identity),
-            changed: OnceLock::new(),
-        });
-        let direct = AtomicBool::new(direct);
-        Ok(FileStore { name, file, direct, buffered: None, length, pin, writability })
+        let pin = Some(pin).filter(|_| metadata.is_file());
+        Ok(FileStore {
+            name,
+            file,
+            direct: AtomicBool::new(direct),
+            buffered: None,
+            length: AtomicU64::new(length),
+            resizing: Mutex::default(),
+            pin,
+            writability,
+        })
     }
 
     /// Whether reads bypass the kernel's page cache.
@@ -174,27 +211,16 @@ impl FileStore {
         Ok(got)
     }
 
-    /// Whether the file is still the version that was opened.
-    fn check_version(&self) -> Result<()> {
-        let Some(pin) = &self.pin else { return Ok(()) };
-        let changed = |how: &String| Err(StoreError::Changed { how: how.clone() });
-        if let Some(how) = pin.changed.get() {
-            return changed(how);
+    /// Refuses to write to a file that others changed, and takes what changes as our own doing until this is dropped.
+    fn begin_change(&self, change: Change) -> Result<Option<OwnChange<'_>>> {
+        if self.writability == Writability::ReadOnly {
+            return Err(StoreError::ReadOnly);
         }
-        let failed = |source| StoreError::Io { action: "stat", length: 0, source };
-        let metadata = self.file.metadata().map_err(failed)?;
-        let mut known = pin.identity.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.is_same(&metadata) {
-            return Ok(());
-        }
-        // Looked at anew, for another thread may have followed a later change meanwhile.
-        match known.follow(Identity::now(&self.file).map_err(failed)?) {
-            Ok(now) => {
-                *known = now;
-                Ok(())
-            }
-            Err(how) => changed(pin.changed.get_or_init(|| how)),
-        }
+        self.pin.as_ref().map(|pin| pin.begin_change(&self.file, change)).transpose()
+    }
+
+    fn resizing(&self) -> MutexGuard<'_, ()> {
+        self.resizing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn io(action: &'static str, length: usize) -> impl FnOnce(io::Error) -> StoreError {
@@ -216,7 +242,8 @@ impl BackingStore for FileStore {
     }
 
     fn version(&self) -> Option<Version> {
-        self.pin.as_ref().map(|pin| pin.version.clone())
+        let promised = self.writability == Writability::ReadOnly;
+        self.pin.as_ref().filter(|_| promised).map(Pin::version)
     }
 
     fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<usize> {
@@ -235,7 +262,7 @@ impl BackingStore for FileStore {
             outcome = self.give_up_direct().and_then(|()| self.read_buffered(offset, &mut into[..wanted]));
         }
         let got = outcome.map_err(Self::io("read", wanted))?;
-        self.check_version()?;
+        self.pin.as_ref().map_or(Ok(()), |pin| pin.check(&self.file))?;
         if got < wanted {
             return Err(StoreError::Short { wanted: wanted as u64, got: got as u64 });
         }
@@ -254,6 +281,7 @@ impl BackingStore for FileStore {
         if offset.checked_add(length).is_none_or(|e| e > end) {
             return Err(StoreError::BeyondEnd { offset, length, end });
         }
+        let _ours = self.begin_change(Change::Bytes)?;
         // Direct transfers are whole blocks, and reading the rest of a block to write it back would undo what others
         // write there at the same time: the kernel's cache does that right, and keeps in step with direct transfers.
         let file = match &self.buffered {
@@ -264,9 +292,8 @@ impl BackingStore for FileStore {
     }
 
     fn set_len(&self, length: u64) -> Result<()> {
-        if self.writability == Writability::ReadOnly {
-            return Err(StoreError::ReadOnly);
-        }
+        let _one = self.resizing();
+        let _ours = self.begin_change(Change::Length)?;
         self.file.set_len(length).map_err(Self::io("truncate", length as usize))?;
         self.length.store(length, Ordering::Release);
         Ok(())
@@ -277,6 +304,30 @@ impl BackingStore for FileStore {
             return Err(StoreError::ReadOnly);
         }
         self.file.sync_all().map_err(Self::io("sync", 0))
+    }
+
+    fn refresh(&self) -> Result<()> {
+        let _one = self.resizing();
+        let length = match &self.pin {
+            Some(pin) => pin.refresh(&self.file)?,
+            None => {
+                let metadata = self.file.metadata().map_err(Self::io("stat", 0))?;
+                length_of(&self.name, &self.file, &metadata)?
+            }
+        };
+        self.length.store(length, Ordering::Release);
+        Ok(())
+    }
+}
+
+/// Makes a file's name durable. fsync(2) of the file need not do that.
+fn sync_directory_of(path: &Path) -> io::Result<()> {
+    let path = path.canonicalize()?;
+    let Some(directory) = path.parent() else { return Ok(()) };
+    match File::open(directory)?.sync_all() {
+        // Some file systems have nothing to do there and say so.
+        Err(e) if is_refusal(&e) => Ok(()),
+        outcome => outcome,
     }
 }
 
@@ -333,78 +384,4 @@ fn length_of(name: &str, file: &File, metadata: &Metadata) -> Result<u64> {
 fn is_really_empty(file: &File) -> bool {
     let mut block = AlignedBytes::new(AlignedBytes::ALIGNMENT);
     !matches!(file.read_at(&mut block, 0), Ok(1..))
-}
-
-/// What a file's version is told by.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Identity {
-    device: u64,
-    inode: u64,
-    size: u64,
-    mtime: (i64, i64),
-    ctime: (i64, i64),
-    /// The rest explains changes of ctime that change no byte.
-    links: u64,
-    owner_and_mode: (u32, u32, u32),
-    path: Option<PathBuf>,
-}
-
-/// Looks at a file that is renamed all the time before its identity is taken as it is.
-const LOOKS_MAX: usize = 8;
-
-impl Identity {
-    /// The file as it is; path and times are of the same moment, or the next look follows a change that was none.
-    fn now(file: &File) -> io::Result<Identity> {
-        let mut metadata = file.metadata()?;
-        for _ in 0..LOOKS_MAX {
-            let path = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).ok();
-            let again = file.metadata()?;
-            let identity = Identity {
-                device: again.dev(),
-                inode: again.ino(),
-                size: again.size(),
-                mtime: (again.mtime(), again.mtime_nsec()),
-                ctime: (again.ctime(), again.ctime_nsec()),
-                links: again.nlink(),
-                owner_and_mode: (again.uid(), again.gid(), again.mode()),
-                path,
-            };
-            if identity.is_same(&metadata) {
-                return Ok(identity);
-            }
-            metadata = again;
-        }
-        Err(io::Error::other("it is renamed or changed all the time"))
-    }
-
-    /// Whether a file has not been changed in any way since.
-    fn is_same(&self, metadata: &Metadata) -> bool {
-        self.ctime == (metadata.ctime(), metadata.ctime_nsec()) && self.size == metadata.size()
-    }
-
-    /// The identity to go on with if the bytes must still be those of `self`; else how they changed.
-    ///
-    /// The change time alone moves for many reasons: a rename, an unlink, a new owner. Those leave a trace that
-    /// explains it. Where there is none, somebody may have written and then put the modification time back.
-    fn follow(&self, now: Identity) -> Result<Identity, String> {
-        if now.size != self.size {
-            return Err(format!("it had {} bytes and has {}", self.size, now.size));
-        }
-        if now.mtime != self.mtime {
-            return Err("it was written to".to_owned());
-        }
-        let explained =
-            now.links != self.links || now.owner_and_mode != self.owner_and_mode || now.path != self.path;
-        if now.ctime != self.ctime && !explained {
-            return Err(
-                "its change time moved, and neither a rename nor a new owner or mode explains it".to_owned()
-            );
-        }
-        Ok(now)
-    }
-
-    fn version(&self) -> Version {
-        let Identity { device, inode, size, mtime, ctime, .. } = self;
-        Version::new(format!("{device}:{inode}:{size}:{}.{:09}:{}.{:09}", mtime.0, mtime.1, ctime.0, ctime.1))
-    }
 }
