@@ -22,6 +22,7 @@ struct Cli {
 enum Command {
     Pack(commands::pack::Arguments),
     Cat(commands::cat::Arguments),
+    Sort(commands::sort::Arguments),
     View(commands::view::Arguments),
     Stat(commands::stat::Arguments),
     Doctor(commands::doctor::Arguments),
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Pack(arguments) => arguments.run(),
         Command::Cat(arguments) => arguments.run(),
+        Command::Sort(arguments) => arguments.run(),
         Command::View(arguments) => arguments.run(),
         Command::Stat(arguments) => arguments.run(),
         Command::Doctor(arguments) => arguments.run(),
