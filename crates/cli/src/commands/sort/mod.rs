@@ -129,9 +129,9 @@ impl Shape {
     fn new(budget: u64, record_bytes: usize) -> Shape {
         let record = record_bytes as u64;
         let block = (budget / BLOCK_BUDGET_SHARE).clamp(BLOCK_BYTES.start, BLOCK_BYTES.end);
-        let block = (block.min(budget / RECORD_BUDGET_SHARE) / record).max(1) * record;
-        let runs = (budget / MERGE_BUDGET_SHARE / block).saturating_sub(1).clamp(2, RUNS_MAX);
         let ordered = budget / 4 / pieces::ENTRY_BYTES * record;
+        let block = (block.min(budget / RECORD_BUDGET_SHARE).min(ordered) / record).max(1) * record;
+        let runs = (budget / MERGE_BUDGET_SHARE / block).saturating_sub(1).clamp(2, RUNS_MAX);
         let piece = (budget / 2).min(ordered).min(PIECE_BYTES_MAX);
         let piece = (piece / block).max(1) * block;
         Shape { block_bytes: block as usize, piece_bytes: piece as usize, runs_max: runs as usize }

@@ -2,12 +2,14 @@
 
 use omnimap::{MappingMut, Result};
 
+type How<'a> = dyn FnMut(&MappingMut) -> Result<()> + 'a;
+
 /// Makes a mapping durable every so many bytes of changes. Whoever asks it to has made the mapping a permutation of its
 /// records before.
 pub(super) struct Saver<'a> {
     changed_bytes_max: u64,
     changed_bytes: u64,
-    how: Option<Box<dyn FnMut(&MappingMut) -> Result<()> + 'a>>,
+    how: Option<Box<How<'a>>>,
 }
 
 impl<'a> Saver<'a> {
