@@ -1,6 +1,6 @@
 //! Blocks in compressed memory and in a temporary file: what anonymous and private memory is kept in.
 //!
-//! Owns: [`SwapStore`](store::SwapStore), and [`Blocks`](blocks::Blocks), which [`PrivateStore`](crate::PrivateStore)
+//! Owns: [`SwapStore`](store::SwapStore), and [`Blocks`], which [`PrivateStore`](crate::PrivateStore)
 //! is made of as well.
 //!
 //! A block is absent, zeros, compressed in the pool, or plain in a slot of the file ([`Place`](place::Place)). New
