@@ -138,7 +138,7 @@ fn our_own_writes_are_no_change_however_many_run_in_parallel() {
 #[test]
 fn our_own_lengths_are_no_change_and_the_last_one_in_the_file_is_the_last_one_known() {
     const THREADS: u64 = 4;
-    const ROUNDS: u64 = 1000;
+    const ROUNDS: u64 = 400;
     for (_directory, path, store) in stores() {
         let round = Barrier::new(THREADS as usize);
         thread::scope(|scope| {
