@@ -173,3 +173,31 @@ fn what_cannot_be_sorted_is_told_and_left_as_it_was() {
     let missing = omnimap(&["sort", "/no/such/file", "--record-bytes", "1"]);
     assert!(!missing.status.success() && text(&missing.stderr).contains("/no/such/file"));
 }
+
+/// Killed again and again at random moments: the file has all its records after each, and in the end they are sorted.
+#[test]
+fn an_atomic_sort_that_is_killed_loses_no_record_and_goes_on() {
+    const RECORD: usize = 16;
+    let bytes = random(6 << 20);
+    let expected = reference(&bytes, RECORD, 0..RECORD);
+    let file = Sorted::new(&bytes);
+    let arguments = ["--record-bytes", "16", "--budget", "1MiB", "--atomic"];
+    let mut prng = Prng::new(8);
+    for _ in 0..8 {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_omnimap"))
+            .args([&["sort", file.path()], &arguments[..]].concat())
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(20 + prng.below(400)));
+        let _ = child.kill();
+        child.wait().unwrap();
+        let recovered = omnimap(&["recover", file.path()]);
+        assert!(recovered.status.success(), "{}", text(&recovered.stderr));
+        let now = std::fs::read(&file.file).unwrap();
+        assert!(reference(&now, RECORD, 0..RECORD) == expected, "the records are those that were there");
+    }
+    let output = file.run(&arguments);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(file.bytes() == expected);
+}

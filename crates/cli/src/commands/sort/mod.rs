@@ -40,7 +40,8 @@ use crate::{progress, size};
 
 /// Sort a file of records of one size in place, ascending by their bytes or those of a key, in bounded memory.
 ///
-/// Records with equal keys keep their order. A sort that is killed may leave a file that has lost records.
+/// Records with equal keys keep their order. A sort that is killed may leave a file that has lost records, unless it is
+/// atomic.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// The file to sort.
@@ -57,7 +58,9 @@ pub(crate) struct Arguments {
     /// The most memory that sorting takes, as 64MiB.
     #[arg(long, value_name = "SIZE", value_parser = size::parse, default_value = "64MiB")]
     budget: u64,
-    #[arg(skip)]
+    /// Keep the file whole at every moment: whenever the sort is killed, the file has all its records, and sorting again
+    /// goes on from there. Changes go through a journal beside the file, and take about twice as long.
+    #[arg(long)]
     atomic: bool,
     /// Only say whether the file is sorted; if not, the exit code is 1.
     #[arg(long)]
@@ -153,7 +156,7 @@ impl Arguments {
         }
         let mut options = self.options();
         // Beside the mapping there are our own buffers.
-        options.budget(self.budget - self.budget / 4);
+        options.budget(self.budget - self.budget / 4).atomic(self.atomic);
         let mut mapping = options.open_mut(&self.file)?;
         let records = self.count(mapping.len(), &layout)?;
         let bytes = mapping.len() as u64;
