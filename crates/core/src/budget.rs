@@ -55,11 +55,6 @@ impl Budget {
         (taken, allowed - taken, Moment(state.changes))
     }
 
-    /// Whether at most a quarter of the pages is on its way, so that there is room, or something to evict, for one more.
-    pub(crate) fn is_idle(&self) -> bool {
-        lock(&self.state).filling <= self.pages / 4
-    }
-
     /// Gives back pages of a fill that did not come to be.
     pub(crate) fn give_up(&self, count: u64) {
         if count > 0 {

@@ -71,11 +71,6 @@ impl Inner {
         }
     }
 
-    /// Whether a small fill will find room without waiting for others: at worst it is told so and waits.
-    pub(crate) fn has_room(&self) -> bool {
-        self.budget.is_idle()
-    }
-
     /// Evicts at least `wanted` pages if it can; gives how many it did.
     fn evict(self: &Arc<Self>, wanted: u64) -> u64 {
         let batch = (self.budget.pages() / 16).clamp(1, BATCH_PAGES_MAX);

@@ -23,6 +23,8 @@ pub(crate) struct Fill {
     store_page: Option<PageIndex>,
     /// Pages of the budget that it holds.
     reserved: u64,
+    /// The thread that fills leads meanwhile, and takes no other fault.
+    by_leader: bool,
     ended: bool,
 }
 
@@ -42,7 +44,7 @@ impl Fill {
         range: PageRange,
         store_page: Option<PageIndex>,
     ) -> Fill {
-        Fill { object, transit, range, store_page, reserved: 0, ended: false }
+        Fill { object, transit, range, store_page, reserved: 0, by_leader: false, ended: false }
     }
 
     /// The pages that it will fill, if there is room for all.
@@ -63,7 +65,9 @@ impl Fill {
         let span = tracing::trace_span!("fill", object = %self.object.name, page = self.range.start.0,
             pages = self.range.count(), whom = ?whom);
         let _entered = span.enter();
-        self.make_room(whom)?;
+        if self.reserved == 0 {
+            self.make_room(whom)?;
+        }
         loop {
             match self.transfer().and_then(|bytes| self.arrive(whom, &bytes)) {
                 Ok(resolution) => return Ok(resolution),
@@ -74,6 +78,17 @@ impl Fill {
                 },
             }
         }
+    }
+
+    /// Reserves budget for the page and as many others as there is room for without waiting; whether there was any.
+    pub(crate) fn has_room_now(&mut self, focus: PageIndex) -> bool {
+        let cache = self.object.cache.clone();
+        self.reserved = cache.make_room(self.range.count(), 0);
+        if self.reserved > 0 && self.reserved < self.range.count() {
+            self.shrink(self.range.part_around(focus, self.reserved));
+        }
+        self.by_leader = self.reserved > 0;
+        self.by_leader
     }
 
     /// Reserves budget for all pages, or for as many as there is room for.
@@ -111,6 +126,10 @@ impl Fill {
         // Whole pages, although the object may end in the last: direct I/O takes nothing else.
         let mut buffer = AlignedBytes::new((bytes.end - bytes.start) as usize);
         let got = catch(|| object.store.read_at(bytes.start, &mut buffer)).and_then(|outcome| outcome);
+        // Looked at before the waiter goes on, who may be the next to come.
+        if self.by_leader && object.cache.faults.is_pending() {
+            object.cache.workers().note_crowd();
+        }
         match got {
             Ok(got) if got >= wanted => {}
             Ok(got) => {

@@ -30,6 +30,8 @@ pub(crate) const END_WAIT_MAX: Duration = Duration::from_secs(2);
 
 /// How long a worker looks for the next fault before it sleeps: about what being woken costs.
 const SPIN_TIME_MAX: Duration = Duration::from_micros(40);
+/// After faults have had to wait for a fill, so many fills are made while another thread leads.
+const CROWDED_FILLS: u32 = 64;
 /// How long a failed page goes on failing for accesses that do not try again by themselves.
 const FAILED_TIME_MAX: Duration = Duration::from_secs(1);
 
@@ -51,6 +53,8 @@ struct State {
     closed: bool,
     /// When somebody last looked for accesses that have waited too long.
     looked_at: Option<Instant>,
+    /// Fills for which the lead is still to be handed over.
+    crowded: u32,
 }
 
 impl Workers {
@@ -132,6 +136,19 @@ impl Workers {
             return std::mem::replace(&mut state.led, true);
         }
         spawned
+    }
+
+    /// Faults have waited for a fill that they have nothing to do with.
+    pub(crate) fn note_crowd(&self) {
+        lock(&self.state).crowded = CROWDED_FILLS;
+    }
+
+    /// Whether faults would probably wait for the next fill.
+    fn is_crowded(&self) -> bool {
+        let mut state = lock(&self.state);
+        let crowded = state.crowded > 0;
+        state.crowded = state.crowded.saturating_sub(1);
+        crowded
     }
 
     /// Whether it is time, and the caller's turn, to look for accesses that have waited too long.
@@ -326,13 +343,20 @@ fn serve(inner: &Arc<Inner>, fault: Fault, since: Instant) -> Served {
     }
 }
 
-fn fill_for_fault(inner: &Arc<Inner>, object: &Arc<MemoryObject>, fill: Fill, page: PageIndex) -> Served {
+fn fill_for_fault(inner: &Arc<Inner>, object: &Arc<MemoryObject>, mut fill: Fill, page: PageIndex) -> Served {
     // Failed ones are counted where they fail.
     object.count(Counter::faults_filled, 1);
-    // The last thread that may be must not get stuck; and memory is no place to get stuck in, unless there is no room.
-    let at_once = inner.transfer(object).answers == Answers::AtOnce && inner.has_room();
-    let leads = if at_once { true } else { !inner.workers().hand_over(inner) };
-    if leads && !at_once {
+    // Waking another thread costs as much as a fast disk takes. So the leader goes on leading where it will not get stuck:
+    // there is room, and the store answers soon; unless others are waiting meanwhile.
+    let soon = match inner.transfer(object).answers {
+        Answers::AtOnce => true,
+        Answers::Promptly => !inner.workers().is_crowded(),
+        Answers::Eventually => false,
+    };
+    let stays = soon && fill.has_room_now(page);
+    let leads = stays || !inner.workers().hand_over(inner);
+    if leads && !stays {
+        // The last thread that may be must not get stuck either.
         inner.fill_for_waiter(fill, page);
         return Served { resolution: Resolution::Filled, leads };
     }

@@ -114,6 +114,9 @@ pub trait FaultStream: Send + Sync {
     /// Takes a fault that nobody else has taken, if there is one.
     fn take(&self) -> Result<Option<Fault>>;
 
+    /// Whether there is a fault to be taken.
+    fn is_pending(&self) -> bool;
+
     /// Sleeps until there may be a fault, at most `limit`.
     fn wait(&self, limit: Duration) -> Result<Waited>;
 

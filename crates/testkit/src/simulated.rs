@@ -222,6 +222,10 @@ impl FaultStream for Machine {
         Ok(state.pending.pop_front().map(|(_, fault)| fault))
     }
 
+    fn is_pending(&self) -> bool {
+        !self.lock().pending.is_empty()
+    }
+
     fn wait(&self, _limit: Duration) -> Result<Waited> {
         let mut state = self.lock();
         while !state.closed && state.pending.is_empty() {

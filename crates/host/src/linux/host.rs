@@ -74,6 +74,12 @@ impl FaultStream for UserfaultStream {
         self.userfaultfd.take()
     }
 
+    fn is_pending(&self) -> bool {
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let mut polled = [PollFd::from_borrowed_fd(self.userfaultfd.as_fd(), PollFlags::IN)];
+        matches!(rustix::event::poll(&mut polled, Some(&now)), Ok(1))
+    }
+
     fn wait(&self, limit: Duration) -> Result<Waited> {
         let limit = Timespec { tv_sec: limit.as_secs() as i64, tv_nsec: i64::from(limit.subsec_nanos()) };
         let mut polled = [
