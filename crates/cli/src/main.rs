@@ -25,6 +25,7 @@ enum Command {
     Sort(commands::sort::Arguments),
     View(commands::view::Arguments),
     Stat(commands::stat::Arguments),
+    Recover(commands::recover::Arguments),
     Doctor(commands::doctor::Arguments),
     Demo(commands::demo::Arguments),
     /// Print a completion script for a shell.
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
         Command::Sort(arguments) => arguments.run(),
         Command::View(arguments) => arguments.run(),
         Command::Stat(arguments) => arguments.run(),
+        Command::Recover(arguments) => arguments.run(),
         Command::Doctor(arguments) => arguments.run(),
         Command::Demo(arguments) => arguments.run(),
         Command::Completions { shell } => completions(shell),

@@ -4,6 +4,7 @@ pub(crate) mod cat;
 pub(crate) mod demo;
 pub(crate) mod doctor;
 pub(crate) mod pack;
+pub(crate) mod recover;
 pub(crate) mod sort;
 pub(crate) mod stat;
 pub(crate) mod view;
