@@ -244,6 +244,36 @@ fn reads_go_on_while_a_transaction_is_applied_and_see_it_whole() {
     assert_eq!(all(&*store), expected);
 }
 
+#[test]
+fn a_slot_is_not_used_again_while_it_is_read() {
+    let journal = Arc::new(Faulty::new(memory(Vec::new())));
+    let store = Journaled::open(memory(vec![7; 8 * B]), journal.clone(), JournalOptions::default()).unwrap();
+    store.write_at(0, &[1; B]).unwrap();
+    journal.on_read(0..u64::MAX, Misbehaviour::Hold, 1);
+    let written = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let read = scope.spawn(|| {
+            let mut bytes = [0; B];
+            store.read_at(0, &mut bytes).map(|_| bytes)
+        });
+        assert!(journal.wait_until_held(1, Duration::from_secs(10)));
+        scope.spawn(|| {
+            store.sync().unwrap();
+            store.write_at(4 * B as u64, &[2; B]).unwrap();
+            written.store(true, Ordering::SeqCst);
+        });
+        // Time enough to do wrong in.
+        for _ in 0..50 {
+            if !written.load(Ordering::SeqCst) {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+        journal.heal();
+        assert_eq!(read.join().unwrap().unwrap(), [1; B]);
+    });
+    assert!(written.into_inner());
+}
+
 /// Every thread writes its number over blocks that others write too; each block must be of one thread, whole.
 #[test]
 fn concurrent_writes_of_the_same_blocks_give_one_or_the_other() {

@@ -369,6 +369,33 @@ fn a_block_that_the_kernel_forgot_is_whole_again_when_it_is_written_again() {
     history.check(200, |_, _| {});
 }
 
+/// The object's sync fails, and the program goes on with other bytes: the slots of what is committed must stay.
+#[test]
+fn y05_what_is_committed_is_applied_before_its_blocks_are_written_again() {
+    let committed = [Write(0, B, 1), Write(2 * B, B, 2), Sync];
+    // Last are the object's sync, and the mark that the journal is empty.
+    let sync = History::run(&initial(), &committed).supply.operations() - 2;
+    for failure in [Failure::Half, Failure::Forgotten] {
+        let (mut history, object, journal) = History::new(&initial());
+        history.supply.fail_at(sync, failure);
+        let store = Journaled::open(object.clone(), journal, OPTIONS).unwrap();
+        let mut content = initial();
+        for step in &committed[..2] {
+            history.step(&store, &mut content, *step).unwrap();
+        }
+        history.step(&store, &mut content, Sync).unwrap_err();
+        let after_sync = content.clone();
+        for step in [Write(0, B, 3), Write(B, B, 4)] {
+            history.step(&store, &mut content, step).unwrap();
+            assert!(all(&*object).unwrap() == after_sync, "{failure:?}");
+            assert!(all(&store).unwrap() == content, "{failure:?}");
+        }
+        history.check(200, |_, _| {});
+        history.step(&store, &mut content, Sync).unwrap();
+        history.check(200, |_, _| {});
+    }
+}
+
 /// The recovery itself fails once, at each of its operations; the next opening finishes it.
 #[test]
 fn a_recovery_that_fails_is_done_again() {

@@ -181,8 +181,10 @@ mod tests {
                 let _turn = turns.take(Kind::Write, 5..6);
                 wrote.store(true, Ordering::SeqCst);
             });
-            while turns.lock().waiting == 0 {
-                std::thread::yield_now();
+            for _ in 0..10_000 {
+                if turns.lock().waiting == 0 {
+                    std::thread::sleep(std::time::Duration::from_millis(1));
+                }
             }
             let over = &over;
             scope.spawn(move || {
