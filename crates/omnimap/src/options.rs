@@ -251,7 +251,7 @@ impl MapOptions {
     /// Maps a writable store to be stored to by one holder.
     ///
     /// # Errors
-    /// As [`map`](Self::map); and [`Error::NotAllowed`](crate::Error::NotAllowed) if the store is read-only.
+    /// As [`map`](Self::map); and [`Error::NotAllowed`] if the store is read-only.
     pub fn map_mut(&self, store: impl BackingStore + 'static) -> Result<MappingMut> {
         Ok(MappingMut::new(self.view(self.writable_store(Arc::new(store))?, Use::Exclusive)?))
     }

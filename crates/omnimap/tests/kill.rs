@@ -67,7 +67,7 @@ fn child(path: &Path) {
             mapping[end - 8..end].copy_from_slice(&last.to_ne_bytes());
         }
         mapping.sync_atomic().unwrap();
-        println!("durable {last}");
+        writeln!(std::io::stdout(), "durable {last}").unwrap();
     }
 }
 

@@ -86,8 +86,9 @@ fn m05_anonymous_memory_is_zeros_and_larger_than_its_budget() {
         let budget = 64 * page();
         let shared = MapOptions::new().budget(budget).swap(tight()).anonymous_shared(words * 8).unwrap();
         assert_eq!(shared.read::<u64>(words * 4).unwrap(), 0);
-        let value =
-            |i: u64| i.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> (if i / 4096 % 2 == 0 { 0 } else { 48 });
+        let value = |i: u64| {
+            i.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> (if (i / 4096).is_multiple_of(2) { 0 } else { 48 })
+        };
         std::thread::scope(|scope| {
             for thread in 0..4 {
                 let shared = &shared;

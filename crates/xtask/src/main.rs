@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command talks")]
 
 mod bench;
+mod long;
 mod model;
 mod stress;
 mod tidy;
@@ -24,6 +25,8 @@ enum Command {
     Stress(stress::Arguments),
     /// Run the engine under a scheduler that tries many interleavings (shuttle).
     Model(model::Arguments),
+    /// Kill, cut power and count increments for some minutes: 1,000 kills, 100 million increments.
+    Long,
     /// One contender of `bench writes`, in a process of its own.
     #[command(hide = true)]
     Writer(bench::Writer),
@@ -35,6 +38,7 @@ fn main() -> Result<()> {
         Command::Bench(arguments) => arguments.run(),
         Command::Stress(arguments) => arguments.run(),
         Command::Model(arguments) => arguments.run(&root()),
+        Command::Long => long::run(&root()),
         Command::Writer(writer) => writer.run(),
     }
 }

@@ -1,3 +1,5 @@
+//! Sorting on small shapes: every save finds a permutation, whatever the number of pieces.
+
 use std::cell::Cell;
 
 use omnimap::MapOptions;

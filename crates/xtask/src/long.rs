@@ -1,0 +1,25 @@
+//! `cargo xtask long`: the tests that kill, cut power and count increments, at length.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Result, ensure};
+
+/// Package, test binary and test; each takes minutes at the most.
+const TESTS: [(&str, &str, &str); 3] = [
+    ("omnimap", "kill", "y05_"),
+    ("omnimap", "write", "m02_no_increment"),
+    ("omnimap-store", "power_cut", ""),
+];
+
+pub(crate) fn run(root: &Path) -> Result<()> {
+    for (package, binary, test) in TESTS {
+        let status = Command::new(env!("CARGO"))
+            .current_dir(root)
+            .args(["test", "--release", "--package", package, "--test", binary, test])
+            .env("OMNIMAP_LONG", "1")
+            .status()?;
+        ensure!(status.success(), "{binary} failed");
+    }
+    Ok(())
+}
