@@ -88,3 +88,19 @@ fn what_is_no_journal_is_an_error_and_stays() {
     let missing = recover(&["/no/such/file"]);
     assert!(!missing.status.success() && text(&missing.stderr).contains("No such file"));
 }
+
+/// A lock that goes away in a moment is a forked child's that has not begun its program, and no writer's.
+#[test]
+fn a_half_written_file_is_refused_although_a_lock_is_left_for_a_moment() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("file");
+    leave_half_written(&file, &journal::path_for(&file));
+    let left = std::fs::File::open(journal::path_for(&file)).unwrap();
+    left.lock().unwrap();
+    let unlock = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        drop(left);
+    });
+    assert!(omnimap::store::open(&file, Format::Auto).is_err());
+    unlock.join().unwrap();
+}

@@ -80,9 +80,8 @@ pub fn refuse_half_written(object_path: &Path) -> Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         file => file.map_err(failed)?,
     };
-    match flock(&file, FlockOperation::NonBlockingLockShared) {
-        Err(Errno::WOULDBLOCK) => return Ok(()),
-        outcome => outcome.map_err(|e| failed(e.into()))?,
+    if !lock_shared(&file).map_err(failed)? {
+        return Ok(());
     }
     let name = path.display().to_string();
     if !holds(FileStore::from_file(name, file.try_clone().map_err(failed)?)?)? {
@@ -95,6 +94,19 @@ pub fn refuse_half_written(object_path: &Path) -> Result<()> {
             object_path.display()
         ),
     })
+}
+
+/// Locks a journal to be looked at; `false` if a process has it that stays.
+///
+/// A child that was forked a moment ago has the lock of its parent, dead or alive, until it runs its own program (flock(2)).
+fn lock_shared(file: &File) -> io::Result<bool> {
+    for _ in 0..TRIES_MAX {
+        match flock(file, FlockOperation::NonBlockingLockShared) {
+            Err(Errno::WOULDBLOCK) => std::thread::sleep(TRY_AGAIN),
+            outcome => return outcome.map(|()| true).map_err(Into::into),
+        }
+    }
+    Ok(false)
 }
 
 /// A journal's file, locked.
