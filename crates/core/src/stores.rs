@@ -118,7 +118,7 @@ impl MappedView {
     }
 
     /// Drops what is clean of a range, after taking the store's object as it is now: the next access sees what the store
-    /// has. What is dirty stays, and will be written over whatever others wrote.
+    /// has. What is dirty stays, and will be written over whatever others wrote. The object's length stays as well.
     ///
     /// # Errors
     /// If the range is not inside the mapping, or the store cannot be asked.
@@ -132,6 +132,9 @@ impl MappedView {
 
     /// Bytes that the store does not have yet.
     pub fn dirty_bytes(&self) -> u64 {
+        if !self.object.cache.made_in.is_current() {
+            return 0; // Of a child, which has nothing of it.
+        }
         self.object.pages().table.dirty_count() * self.object.cache.page.bytes()
     }
 
