@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use omnimap_store::conformance::{check_read, check_write};
@@ -274,6 +274,15 @@ fn a_slot_is_not_used_again_while_it_is_read() {
     assert!(written.into_inner());
 }
 
+/// One writer less when it is dropped.
+struct Over<'a>(&'a AtomicUsize);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 /// Every thread writes its number over blocks that others write too; each block must be of one thread, whole.
 #[test]
 fn concurrent_writes_of_the_same_blocks_give_one_or_the_other() {
@@ -285,11 +294,13 @@ fn concurrent_writes_of_the_same_blocks_give_one_or_the_other() {
             assert!(block.iter().all(|b| *b == block[0]), "a mixture");
         }
     };
-    let writers_left = std::sync::atomic::AtomicUsize::new(usize::from(THREADS));
+    let writers_left = AtomicUsize::new(usize::from(THREADS));
     std::thread::scope(|scope| {
         for thread in 1..=THREADS {
             let (store, left) = (&store, &writers_left);
             scope.spawn(move || {
+                // By a panic too, or the reader would go on for ever.
+                let _over = Over(left);
                 for i in 0..150u64 {
                     let (first, count) = ((i * 7 + u64::from(thread)) % 12, 1 + (i % 4) as usize);
                     store.write_at(first * B as u64, &vec![thread; count * B]).unwrap();
@@ -297,7 +308,6 @@ fn concurrent_writes_of_the_same_blocks_give_one_or_the_other() {
                         store.sync().unwrap();
                     }
                 }
-                left.fetch_sub(1, Ordering::SeqCst);
             });
         }
         while writers_left.load(Ordering::SeqCst) > 0 {
