@@ -23,7 +23,7 @@ const EVICTED_TOGETHER_MAX: u64 = 1024;
 /// Batches of dirty pages looked at before whoever needs room waits for them to be written.
 const UNWRITTEN_BATCHES_MAX: u64 = 4;
 /// How long whoever needs room waits before he looks again for himself.
-const RETRY_TIME: Duration = Duration::from_millis(200);
+const RETRY_TIME: Duration = Duration::from_millis(50);
 /// Pages looked at together.
 const BATCH_PAGES_MAX: u64 = 64;
 

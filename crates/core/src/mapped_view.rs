@@ -245,12 +245,17 @@ impl MappedView {
         self.object.count(Counter::checked_pages_waited, 1);
         let ahead = PageRange::new(plan.ahead.start.0.max(now.end.0), plan.ahead.end.0);
         inner.fill_ahead(&self.object, ahead, &self.reader);
+        let mut joined = false;
         let outcome = loop {
             let transit = match self.object.claim(page, now, Some(Waiter::Checked { page }), Intent::Load) {
                 Claim::Resident => break Ok(()),
                 Claim::BeyondEnd => break Err(self.object.error_at(at, Cause::BeyondEnd)),
-                Claim::Joined(transit) => transit,
+                Claim::Joined(transit) => {
+                    joined = true;
+                    transit
+                }
                 Claim::Mine(fill) => {
+                    joined = false;
                     let transit = fill.transit();
                     match inner.transfer(&self.object).answers {
                         // What becomes of it, the transit tells.
@@ -263,6 +268,8 @@ impl MappedView {
             match transit.wait(page, limit.saturating_sub(since.elapsed())) {
                 Waited::Pinned => break Ok(()),
                 Waited::Retry => {}
+                // Somebody's time for finding room was up, and ours is not.
+                Waited::Failed(Cause::NoRoom) if joined && since.elapsed() < limit => {}
                 Waited::Failed(cause) => break Err(self.object.error_at(at, cause)),
                 Waited::TimedOut => break Err(self.object.timed_out(at)),
             }
