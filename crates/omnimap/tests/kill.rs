@@ -100,7 +100,7 @@ fn y05_after_a_kill_the_file_is_a_transaction_boundary() {
             numbers.filter_map(|line| line.strip_prefix("durable ")?.parse::<u64>().ok()).last()
         });
         // Also before it is open, and while it recovers.
-        std::thread::sleep(Duration::from_micros(3_000 + random.below(60_000)));
+        std::thread::sleep(Duration::from_micros(3_000 + random.below(120_000)));
         child.kill().unwrap();
         let status = child.wait().unwrap();
         assert!(status.code().is_none(), "killed, and not failed by itself: {status}");
@@ -113,7 +113,7 @@ fn y05_after_a_kill_the_file_is_a_transaction_boundary() {
             assert!(last >= answered, "transaction {answered} was answered, and {last} is there");
         }
     }
-    assert!(answered > kills / 4, "only {answered} transactions in {kills} lives");
+    assert!(answered > kills / 10, "only {answered} transactions in {kills} lives");
     writeln!(std::io::stderr(), "{kills} kills, {answered} transactions, {recovered} left a journal")
         .unwrap();
 }

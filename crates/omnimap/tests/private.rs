@@ -137,7 +137,7 @@ fn m15_a_swap_that_is_full_is_told_and_loses_nothing() {
             ..SwapOptions::default()
         };
         let mut options = MapOptions::new();
-        options.budget(32 * page()).swap(swap).fill_time_max(Duration::from_millis(400));
+        options.budget(32 * page()).swap(swap).fill_time_max(Duration::from_secs(3));
         let shared = options.anonymous_shared(512 * page()).unwrap();
         let mut random = Prng::new(4);
         let mut pages = Vec::new();

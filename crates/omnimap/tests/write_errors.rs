@@ -187,7 +187,7 @@ fn e1_no_room_because_nothing_can_be_written_is_an_error_and_heals() {
         let mut options = MapOptions::new();
         let shared = options
             .budget(16 * page())
-            .fill_time_max(Duration::from_secs(1))
+            .fill_time_max(Duration::from_secs(3))
             .map_shared_mut(faulty.clone())
             .unwrap();
         faulty.on_write(0..u64::MAX, Misbehaviour::Fail, u64::MAX);
