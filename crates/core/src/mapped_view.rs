@@ -245,7 +245,7 @@ impl MappedView {
         self.object.count(Counter::checked_pages_waited, 1);
         let ahead = PageRange::new(plan.ahead.start.0.max(now.end.0), plan.ahead.end.0);
         inner.fill_ahead(&self.object, ahead, &self.reader);
-        let mut joined = false;
+        let mut joined;
         let outcome = loop {
             let transit = match self.object.claim(page, now, Some(Waiter::Checked { page }), Intent::Load) {
                 Claim::Resident => break Ok(()),
