@@ -284,3 +284,29 @@ fn readers_and_writers_of_shared_cells_meet() {
         assert!(shared.atomic_u32(2).is_none() && shared.atomic_u64(512 * page()).is_none());
     });
 }
+
+#[test]
+fn y03_what_others_wrote_is_not_written_over_unless_one_says_so() {
+    if skip_without_mappings() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("both");
+    std::fs::write(&path, vec![1; 4 * page() as usize]).unwrap();
+    within(LIMIT, move || {
+        let shared = MapOptions::new().open_shared_mut(&path).unwrap();
+        assert_eq!(shared.read::<u8>(2 * page()).unwrap(), 1);
+        shared.write(0, &7u8).unwrap();
+        let mut theirs = vec![1; 4 * page() as usize];
+        theirs[0] = 9;
+        theirs[2 * page() as usize] = 9;
+        std::fs::write(&path, &theirs).unwrap();
+        let refused = shared.sync().unwrap_err();
+        assert!(refused.to_string().contains("changed"), "{refused}");
+        assert_eq!(std::fs::read(&path).unwrap()[0], 9, "theirs is there still");
+        shared.invalidate(0..shared.len()).unwrap();
+        assert_eq!(shared.read::<u8>(2 * page()).unwrap(), 9, "what they wrote is seen");
+        shared.sync().unwrap();
+        assert_eq!(std::fs::read(&path).unwrap()[0], 7, "and ours is written, as was said");
+    });
+}
