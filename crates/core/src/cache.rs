@@ -5,21 +5,25 @@ use std::num::NonZeroUsize;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use omnimap_host::{Exclusive, FaultStream, Host, HostError, ProcessId, Use, View, die};
+use omnimap_host::{
+    Exclusive, FaultStream, Host, HostError, Memory, Place, ProcessId, Protection, Sharing, Use, View,
+    ViewRequest, die,
+};
 use omnimap_store::{BackingStore, Transfer, Writability, catch};
 
-use crate::address_space::{AddressSpace, Placed, Reader};
+use crate::address_space::{AddressSpace, Placed, Reader, Shown};
 use crate::budget::Budget;
-use crate::durable::Pace;
+use crate::durable::{Pace, Sweeping};
 use crate::error::{Error, Result};
 use crate::exit;
 use crate::fillers::Fillers;
+use crate::location::Location;
 use crate::mapped_view::MappedView;
 use crate::object::MemoryObject;
 use crate::readahead::Streams;
 use crate::replacement::{ObjectId, Replacement};
 use crate::stats::{self, Counters, Stats};
-use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Mutex, RwLock, read, write};
 use crate::transit::Waiter;
 use crate::units::{PageIndex, PageRange, PageSize};
@@ -51,8 +55,8 @@ impl CacheOptions {
     /// Pages that a budget has at the least: enough for a few threads whose accesses need two pages each.
     pub const BUDGET_PAGES_MIN: u64 = 8;
 
-    /// A budget, and defaults for the rest: 60 s, 64 workers, 64 fillers, 8 writers; a quarter of the budget may be dirty,
-    /// for 30 s.
+    /// A budget, and defaults for the rest: 60 s, 64 workers, 64 fillers, 16 writers; half of the budget may be dirty, for
+    /// 30 s.
     pub fn new(budget_bytes: u64) -> CacheOptions {
         const THREADS_MAX: NonZeroUsize = NonZeroUsize::new(64).unwrap();
         CacheOptions {
@@ -60,8 +64,8 @@ impl CacheOptions {
             fill_time_max: Duration::from_secs(60),
             workers_max: THREADS_MAX,
             fillers_max: THREADS_MAX,
-            writers_max: const { NonZeroUsize::new(8).unwrap() },
-            dirty_bytes_max: budget_bytes / 4,
+            writers_max: const { NonZeroUsize::new(16).unwrap() },
+            dirty_bytes_max: budget_bytes / 2,
             dirty_time_max: Duration::from_secs(30),
             write_back_bytes_per_second_max: None,
         }
@@ -91,6 +95,9 @@ pub(crate) struct Inner {
     pub(crate) pace: Pace,
     /// Pages that are dirty or being written back.
     pub(crate) dirty: AtomicU64,
+    /// No more of the dirty pages can be stored to until some have been written.
+    pub(crate) too_scattered: AtomicBool,
+    pub(crate) sweeping: Sweeping,
     pub(crate) counters: Counters,
     pub(crate) made_in: ProcessId,
     workers: Workers,
@@ -131,6 +138,8 @@ impl PageCache {
             writers: Fillers::new(options.writers_max, 0),
             pace: Pace::new(options.write_back_bytes_per_second_max),
             dirty: AtomicU64::new(0),
+            too_scattered: AtomicBool::new(false),
+            sweeping: Sweeping::default(),
             counters: Counters::default(),
             made_in: ProcessId::current(),
             workers: Workers::new(options.workers_max),
@@ -139,6 +148,8 @@ impl PageCache {
         };
         let inner = Arc::new(inner);
         exit::register(&inner);
+        let server: Weak<Inner> = Arc::downgrade(&inner);
+        inner.faults.serve_with(server);
         Ok(Arc::new(PageCache { inner }))
     }
 
@@ -173,11 +184,23 @@ impl PageCache {
         }
         let refused = |e| Error::Host { object: name.clone(), source: Arc::new(e) };
         let (memory, exclusive) = inner.host.create_memory(&name, length, used_as).map_err(refused)?;
+        let object = self.register(name, store, length, memory);
+        tracing::debug!(object = object.name(), bytes = object.len(), "opened");
+        Ok((object, exclusive))
+    }
+
+    pub(crate) fn register(
+        &self,
+        name: Arc<str>,
+        store: Arc<dyn BackingStore>,
+        length: u64,
+        memory: Arc<dyn Memory>,
+    ) -> Arc<MemoryObject> {
+        let inner = &self.inner;
         let id = ObjectId(inner.objects_made.fetch_add(1, Ordering::Relaxed));
         let object = Arc::new(MemoryObject::new(id, name, store, length, memory, inner.clone()));
         write(&inner.objects).insert(id, Arc::downgrade(&object));
-        tracing::debug!(object = object.name(), bytes = object.len(), "opened");
-        Ok((object, exclusive))
+        object
     }
 
     /// Shows `length` bytes of an object of this cache, from `offset` on, which need not be at a page's beginning.
@@ -197,6 +220,24 @@ impl PageCache {
         length: u64,
         readahead_bytes_max: u64,
     ) -> Result<MappedView> {
+        self.map_to(object, offset, length, readahead_bytes_max, Location::default())
+    }
+
+    /// As [`map`](Self::map), at a location.
+    ///
+    /// # Errors
+    /// As there; and if what was set aside is not of as many pages.
+    ///
+    /// # Panics
+    /// As there.
+    pub fn map_to(
+        self: &Arc<Self>,
+        object: &Arc<MemoryObject>,
+        offset: u64,
+        length: u64,
+        readahead_bytes_max: u64,
+        mut location: Location,
+    ) -> Result<MappedView> {
         let inner = &self.inner;
         let name = || object.name.clone();
         assert!(Arc::ptr_eq(&object.cache, inner), "an object is mapped through the cache that opened it");
@@ -211,15 +252,20 @@ impl PageCache {
             return Err(Error::OutOfRange { object: name(), offset, length, end: object.len() });
         }
         let pages = inner.page.pages_of(offset..offset + length);
-        let window_pages_max =
-            (readahead_bytes_max / inner.page.bytes()).min(inner.budget.pages() / FILL_BUDGET_SHARE).max(1);
-        let reader = Arc::new(Reader { streams: Mutex::new(Streams::default()), window_pages_max });
+        let reader = inner.reader(readahead_bytes_max);
         let view = if length == 0 {
             None // There is nothing to touch.
         } else {
-            Some(self.place(object, pages, offset, length, &reader)?)
+            Some(self.place(object, pages, offset, length, &reader, &mut location)?)
         };
-        Ok(MappedView::new(self.clone(), object.clone(), view, offset, length, reader))
+        let view = MappedView::new(self.clone(), object.clone(), view, offset, length, reader);
+        Ok(view.with_location(location))
+    }
+
+    pub(crate) fn start_workers(&self, object: &MemoryObject) -> Result<()> {
+        self.inner.workers.start(&self.inner).map_err(|source| {
+            object.host_error(HostError::Call { call: "starting a thread for faults", source })
+        })
     }
 
     /// Makes a view, and lets its faults be served.
@@ -230,21 +276,43 @@ impl PageCache {
         offset: u64,
         length: u64,
         reader: &Arc<Reader>,
+        location: &mut Location,
     ) -> Result<Arc<dyn View>> {
         let inner = &self.inner;
-        inner.workers.start(inner).map_err(|source| {
-            object.host_error(HostError::Call { call: "starting a thread for faults", source })
-        })?;
+        self.start_workers(object)?;
         let start = inner.page.bytes_of(pages).start;
-        let view = object.memory.map(start, offset - start + length).map_err(|e| object.host_error(e))?;
-        object.add_view(view.clone(), pages)?;
-        inner.space.insert(Placed {
-            view: view.clone(),
-            object: object.clone(),
-            pages,
-            reader: reader.clone(),
-        });
+        let write = object.memory.used_as().is_writable();
+        let mut request = ViewRequest {
+            offset: start,
+            length: offset - start + length,
+            place: Place::anywhere(),
+            protection: Protection { write, ..Protection::READ },
+            sharing: Sharing::Shared,
+        };
+        let made = match location {
+            Location::At(place) => {
+                request.place = *place;
+                object.memory.map_as(&request)
+            }
+            Location::In(addresses) => addresses.map(&*object.memory, &request),
+        };
+        let view = made.map_err(|e| object.host_error(e))?;
+        self.serve(object, view.clone(), pages, reader)?;
         Ok(view)
+    }
+
+    /// Lets the faults of a new view be served.
+    pub(crate) fn serve(
+        &self,
+        object: &Arc<MemoryObject>,
+        view: Arc<dyn View>,
+        pages: PageRange,
+        reader: &Arc<Reader>,
+    ) -> Result<()> {
+        let shown = Shown { view, page: self.inner.page, base: pages.start, pages };
+        object.add_view(shown.clone())?;
+        self.inner.space.insert(Placed { shown, object: object.clone(), reader: reader.clone() });
+        Ok(())
     }
 
     /// Figures of all objects together since the cache was made.
@@ -282,6 +350,21 @@ impl Drop for PageCache {
 impl Inner {
     pub(crate) fn workers(&self) -> &Workers {
         &self.workers
+    }
+
+    /// A reader of whom nothing is known yet.
+    pub(crate) fn reader(&self, readahead_bytes_max: u64) -> Arc<Reader> {
+        let most = self.budget.pages() / FILL_BUDGET_SHARE;
+        let window_pages_max = (readahead_bytes_max / self.page.bytes()).min(most).max(1);
+        Arc::new(Reader { streams: Mutex::new(Streams::default()), window_pages_max })
+    }
+
+    /// Takes a view out of all lists; gives how many its object has left.
+    pub(crate) fn take_out(&self, view: &dyn View) -> usize {
+        let start = view.start().0;
+        let addresses = start..start + view.length().next_multiple_of(self.page.bytes()) as usize;
+        let parts = self.space.cut(addresses.clone());
+        parts.iter().fold(0, |_, part| part.object.remove_views(addresses.clone()))
     }
 
     pub(crate) fn object(&self, id: ObjectId) -> Option<Arc<MemoryObject>> {

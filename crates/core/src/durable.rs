@@ -11,19 +11,53 @@ use crate::object::{Claim, Intent, MemoryObject};
 use crate::page_state::{PageState, Transition};
 use crate::page_table::Mark;
 use crate::snapshot::store_error;
+use crate::sync::atomic::{AtomicU8, Ordering};
 use crate::sync::{Condvar, Mutex, lock};
 use crate::transit::{Waited, Waiter};
 use crate::units::{PageIndex, PageRange};
 use crate::write_back::Why;
 
-/// Pages that one thread writes back at a time when many do.
-const SHARE_PAGES: u64 = 64;
+/// Pages that one thread writes back at a time when many do. Few, so that the threads move along the disk together: what is
+/// near in time is near in place, and for scattered pages that is half of what they cost.
+const SHARE_PAGES: u64 = 16;
 /// Pages written in one transfer.
 const TRANSFER_PAGES_MAX: u64 = 256;
 /// Threads that write for one sync, beside the one that waits for it.
-const HELPERS_MAX: usize = 7;
+const HELPERS_MAX: usize = 15;
 /// Of the dirty pages that are allowed, so many stay when the rest has been written in the background.
 const SWEPT_TO: f64 = 0.75;
+/// The part of the dirty pages that is written when no more of them can be stored to.
+const SCATTERED_SHARE: u64 = 4;
+/// The part of the budget that a sweep writes at the most, before it looks again.
+const SWEEP_SHARE: u64 = 16;
+
+/// Whether a sweep is queued or under way, and whether somebody waits for its end.
+#[derive(Default)]
+pub(crate) struct Sweeping(AtomicU8);
+
+const IDLE: u8 = 0;
+const UNDER_WAY: u8 = 1;
+const AWAITED: u8 = 2;
+
+impl Sweeping {
+    /// Whether it is the caller's to submit one; whoever finds one under way is told when it is over.
+    fn begin_or_await(&self) -> bool {
+        let next = |now| Some(if now == IDLE { UNDER_WAY } else { AWAITED });
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next) == Ok(IDLE)
+    }
+
+    /// Whether it is the caller's to submit one.
+    fn begin(&self) -> bool {
+        // Looked at before it is changed: it seldom is.
+        self.0.load(Ordering::Relaxed) == IDLE
+            && self.0.compare_exchange(IDLE, UNDER_WAY, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+
+    /// Whether somebody waits.
+    fn end(&self) -> bool {
+        self.0.swap(IDLE, Ordering::Relaxed) == AWAITED
+    }
+}
 
 /// Pages that several threads write back together.
 pub(crate) struct Shares {
@@ -263,9 +297,9 @@ impl MemoryObject {
 
     /// The last mapping that could be stored to is gone: what is dirty goes to the store, but is not made durable.
     ///
-    /// Where a sync is all or nothing, what no sync has made durable is given up instead.
+    /// Where a sync is all or nothing, what no sync has made durable is given up instead; and so is what goes with the store.
     pub(crate) fn last_writer_left(self: &Arc<Self>) {
-        if self.store.is_atomic() {
+        if self.store.is_atomic() || self.store.is_temporary() {
             return;
         }
         if let Err(error) = self.write_dirty(self.all_pages()) {
@@ -284,32 +318,68 @@ impl Inner {
         }
     }
 
-    /// Begins to write back pages that have to go, if not enough is being written already.
+    /// Begins to write back pages that have to go, with others, unless a sweep makes room already.
     pub(crate) fn write_back_soon(self: &Arc<Self>, object: &Arc<MemoryObject>, runs: &[PageRange]) {
-        if self.writers.is_busy() {
-            return;
+        if self.sweeping.begin_or_await() {
+            self.submit_sweep(Some((object.clone(), runs.to_vec())));
         }
-        let runs = object.with_dirty_neighbours(runs);
-        let shares = Shares::new(object.clone(), &runs, Why::Room);
-        self.submit_shares(shares);
     }
 
     /// Begins to write back in the background where too much is dirty.
     pub(crate) fn limit_dirty(self: &Arc<Self>) {
-        let most = self.options.dirty_bytes_max / self.page.bytes();
-        // Looked at once: it changes all the time.
-        let Some(mut surplus) = surplus(self.dirty_pages(), most) else { return };
-        if self.writers.is_busy() {
-            return;
+        if self.surplus().is_some() && self.sweeping.begin() {
+            self.submit_sweep(None);
         }
+    }
+
+    /// Writes back pages that have to go, and as many others as there are too many dirty ones: in the order of their offsets,
+    /// for that is the order in which a disk writes them fastest. One at a time.
+    pub(crate) fn sweep(self: &Arc<Self>, first: Option<(Arc<MemoryObject>, Vec<PageRange>)>) {
+        let written = || self.counters.stats().bytes_written_back;
+        let before = written();
+        if let Some((object, runs)) = first {
+            let more = object.oldest_dirty(self.sweep_pages());
+            let runs = union(object.with_dirty_neighbours(&runs), more);
+            self.write_for_room(&object, &runs);
+        }
+        // What cannot be written stays dirty, and is left for the next sweep.
+        let mut left = self.surplus().unwrap_or(0);
+        self.too_scattered.store(false, Ordering::Relaxed);
         for object in self.objects() {
-            if surplus == 0 || object.store.is_atomic() {
-                continue;
+            while left > 0 && !object.store.is_atomic() {
+                let runs = object.oldest_dirty(left.min(self.sweep_pages()));
+                left = left.saturating_sub(runs.iter().map(|run| run.count()).sum());
+                if runs.is_empty() || !self.write_for_room(&object, &runs) {
+                    break;
+                }
             }
-            let runs = object.oldest_dirty(surplus);
-            surplus = surplus.saturating_sub(runs.iter().map(|run| run.count()).sum());
-            self.help(&Shares::new(object, &runs, Why::Room));
         }
+        let awaited = self.sweeping.end();
+        // Whoever found that a sweep was under way looks again; at once only if that is not in vain. It may have found pages
+        // that became dirty when the sweep had looked for them.
+        let in_vain = || self.objects().iter().any(|object| object.pages().writes.must_wait());
+        if written() != before || (awaited && !in_vain()) {
+            self.budget.evictable();
+        }
+    }
+
+    /// Whether all could be written, or is being written by others.
+    fn write_for_room(self: &Arc<Self>, object: &Arc<MemoryObject>, runs: &[PageRange]) -> bool {
+        let shares = Shares::new(object.clone(), runs, Why::Room);
+        self.help(&shares);
+        shares.finish().is_ok()
+    }
+
+    fn sweep_pages(&self) -> u64 {
+        (self.budget.pages() / SWEEP_SHARE).max(1)
+    }
+
+    /// How many pages too many are dirty, if any.
+    fn surplus(&self) -> Option<u64> {
+        if self.too_scattered.load(Ordering::Relaxed) {
+            return Some(self.dirty_pages().div_ceil(SCATTERED_SHARE));
+        }
+        surplus(self.dirty_pages(), self.options.dirty_bytes_max / self.page.bytes())
     }
 
     /// Begins to write back what has been dirty for too long.
@@ -354,12 +424,27 @@ impl MemoryObject {
             left = left.saturating_sub(run.count());
             fits
         };
-        let chosen: Vec<PageRange> = runs.into_iter().take_while(fits).collect();
+        let mut chosen: Vec<PageRange> = runs.into_iter().take_while(fits).collect();
         if let Some(last) = chosen.last() {
             pages.writes.swept_to = last.end;
         }
+        chosen.sort_unstable_by_key(|run| run.start);
         chosen
     }
+}
+
+/// The pages of both, in order.
+fn union(mut runs: Vec<PageRange>, more: Vec<PageRange>) -> Vec<PageRange> {
+    runs.extend(more);
+    runs.sort_unstable_by_key(|run| run.start);
+    let mut union: Vec<PageRange> = Vec::with_capacity(runs.len());
+    for run in runs {
+        match union.last_mut() {
+            Some(last) if run.start <= last.end => last.end = last.end.max(run.end),
+            _ => union.push(run),
+        }
+    }
+    union
 }
 
 /// How many dirty pages are to be written when there are more than `most`.
@@ -400,6 +485,13 @@ mod tests {
     fn too_much_is_written_down_to_a_part_of_what_is_allowed() {
         assert_eq!((surplus(0, 0), surplus(8, 8), surplus(9, 8)), (None, None, Some(3)));
         assert_eq!(surplus(1, 0), Some(1));
+    }
+
+    #[test]
+    fn a_union_holds_each_page_once() {
+        let range = PageRange::new;
+        let runs = union(vec![range(4, 6), range(20, 22)], vec![range(0, 4), range(5, 9), range(10, 11)]);
+        assert_eq!(runs, [range(0, 9), range(10, 11), range(20, 22)]);
     }
 
     #[test]

@@ -75,18 +75,18 @@ impl Inner {
     fn evict(self: &Arc<Self>, wanted: u64) -> u64 {
         let batch = (self.budget.pages() / 16).clamp(1, BATCH_PAGES_MAX);
         let mut evicted = 0;
-        // A page is looked at twice before it goes. When all have been, and are still in use, use is no excuse.
+        // With four looks a page, all have been judged. When they are still in use, use is no excuse.
         let queued = lock(&self.replacement).len() as u64;
-        let mut looks_left = 4 * queued + batch;
+        let mut looks_left = 8 * queued + batch;
         // Dirty pages have to be written first. When enough are on their way, it is better to wait for those.
         let mut unwritten = 0;
         while evicted < wanted && looks_left > 0 && unwritten < UNWRITTEN_BATCHES_MAX * batch {
-            let spare = if looks_left > 2 * queued { Spare::Used } else { Spare::Pinned };
+            let spare = if looks_left > 4 * queued { Spare::Used } else { Spare::Pinned };
             let step = lock(&self.replacement).next_step(batch as usize);
             match step {
-                Step::Forget(pages) => {
+                Step::Forget(pages, queue) => {
                     looks_left = looks_left.saturating_sub(pages.len() as u64);
-                    self.for_runs(pages, |object, runs| object.put_on_probation(runs));
+                    self.for_runs(pages, |object, runs| object.forget_touches(runs, queue));
                 }
                 Step::Judge(pages) => {
                     looks_left = looks_left.saturating_sub(pages.len() as u64);
@@ -137,11 +137,11 @@ impl Inner {
 }
 
 impl MemoryObject {
-    /// Forgets who used the pages, so that it can be told later.
-    fn put_on_probation(&self, runs: &[PageRange]) {
+    /// Forgets who used the pages, so that it can be told later, and puts them into a queue.
+    fn forget_touches(&self, runs: &[PageRange], queue: Queue) {
         if self.view_count() <= VIEWS_ASKED_MAX {
-            self.for_views(runs, |view, _, ranges| {
-                if let Err(error) = view.forget_touches(ranges) {
+            self.for_views(runs, |shown, ranges| {
+                if let Err(error) = shown.view.forget_touches(ranges) {
                     tracing::debug!(object = %self.name, %error, "touches cannot be forgotten");
                 }
             });
@@ -150,24 +150,24 @@ impl MemoryObject {
         let mut replacement = lock(&self.cache.replacement);
         for page in runs.iter().flat_map(|run| run.iter()) {
             pages.table.set(page, Mark::Read, false);
-            replacement.put(Queue::Probation, CachedPage { object: self.id, page });
+            replacement.put(queue, CachedPage { object: self.id, page });
         }
     }
 
-    /// Spares the pages of a run that were used since they were put on probation, and evicts the others, but for those that
+    /// Spares the pages of a run that were used since that was forgotten last, and evicts the others, but for those that
     /// are dirty: they are told.
     fn judge(&self, run: PageRange, spare: Spare, dirty: &mut Vec<PageRange>) -> u64 {
         let mut used = vec![false; run.count() as usize];
         if spare == Spare::Used && self.view_count() <= VIEWS_ASKED_MAX {
             let mut parts = Vec::new();
-            self.for_views(&[run], |view, view_pages, ranges| {
+            self.for_views(&[run], |shown, ranges| {
                 parts.clear();
-                if ranges.iter().any(|range| view.touched(range.clone(), &mut parts).is_err()) {
+                if ranges.iter().any(|range| shown.view.touched(range.clone(), &mut parts).is_err()) {
                     return; // Without the pagemap all count as unused: first in, first out.
                 }
                 for part in &parts {
                     let pages = self.cache.page.pages_of(part.clone());
-                    for page in pages.iter().map(|p| PageIndex(p.0 + view_pages.start.0)) {
+                    for page in pages.iter().map(|p| PageIndex(p.0 + shown.base.0)) {
                         if run.contains(page) {
                             used[(page.0 - run.start.0) as usize] = true;
                         }
@@ -201,10 +201,10 @@ impl MemoryObject {
                 continue;
             }
             let used = *used || (spare == Spare::Used && pages.table.is(page, Mark::Read));
-            if used || pages.table.is(page, Mark::Pinned) {
+            if used || pages.table.is(page, Mark::Pinned) || pages.locks.has(page) {
                 if by_queue {
                     self.count(Counter::pages_spared, 1);
-                    lock(&self.cache.replacement).put(Queue::Fresh, CachedPage { object: self.id, page });
+                    lock(&self.cache.replacement).put(Queue::Spared, CachedPage { object: self.id, page });
                 }
                 continue;
             }

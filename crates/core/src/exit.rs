@@ -1,6 +1,6 @@
 //! The end of the process: what is dirty is written back (munmap(2), `exit`).
 
-use std::sync::{Arc, Mutex, Once, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError, Weak};
 
 use crate::cache::Inner;
 
@@ -21,6 +21,24 @@ pub(crate) fn register(cache: &Arc<Inner>) {
     let mut caches = CACHES.lock().unwrap_or_else(PoisonError::into_inner);
     caches.retain(|cache| cache.strong_count() > 0);
     caches.push(Arc::downgrade(cache));
+}
+
+/// The list of caches, kept from other threads while the process is forked: the child makes caches of its own.
+pub struct CachesHeld {
+    _caches: MutexGuard<'static, Vec<Weak<Inner>>>,
+}
+
+impl CachesHeld {
+    /// Waits for it; whoever has it wants no other lock.
+    pub fn new() -> CachesHeld {
+        CachesHeld { _caches: CACHES.lock().unwrap_or_else(PoisonError::into_inner) }
+    }
+}
+
+impl Default for CachesHeld {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 fn write_back_all() {

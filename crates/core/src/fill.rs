@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use omnimap_host::{HostError, Stores, die};
-use omnimap_store::{AlignedBytes, StoreError, catch};
+use omnimap_store::{AlignedBytes, ReadAt, StoreError, catch};
 
 use crate::object::MemoryObject;
 use crate::page_state::Transition;
@@ -35,6 +35,14 @@ pub(crate) enum For {
     Waiter(PageIndex),
     /// Nobody yet: it may as well be left.
     Later,
+}
+
+/// Bytes on their way from the store.
+struct Reading {
+    offset: u64,
+    /// Those of the buffer that are the object's.
+    wanted: usize,
+    buffer: AlignedBytes,
 }
 
 impl Fill {
@@ -80,15 +88,16 @@ impl Fill {
         }
     }
 
-    /// Reserves budget for the page and as many others as there is room for without waiting; whether there was any.
-    pub(crate) fn has_room_now(&mut self, focus: PageIndex) -> bool {
+    /// Reserves budget for the page and as many others as there is room for without waiting; whether there was any. The
+    /// caller may be the one that others wait for.
+    pub(crate) fn has_room_now(&mut self, focus: PageIndex, by_leader: bool) -> bool {
         let cache = self.object.cache.clone();
         self.reserved = cache.make_room(self.range.count(), 0);
         if self.reserved > 0 && self.reserved < self.range.count() {
             self.shrink(self.range.part_around(focus, self.reserved));
         }
-        self.by_leader = self.reserved > 0;
-        self.by_leader
+        self.by_leader = by_leader && self.reserved > 0;
+        self.reserved > 0
     }
 
     /// Reserves budget for all pages, or for as many as there is room for.
@@ -117,19 +126,31 @@ impl Fill {
     /// From the store to memory; nobody sees the pages yet but through views. The page that a store waits for is left
     /// out: it comes when it is published.
     fn transfer(&mut self) -> Result<AlignedBytes, Cause> {
-        let object = &self.object;
-        let bytes = object.cache.page.bytes_of(self.range);
-        let Some(wanted) = bytes.end.min(object.len()).checked_sub(bytes.start) else {
+        let mut reading = self.reading()?;
+        let store = &self.object.store;
+        let got = catch(|| store.read_at(reading.offset, &mut reading.buffer)).and_then(|outcome| outcome);
+        // Looked at before the waiter goes on, who may be the next to come.
+        if self.by_leader && self.object.cache.faults.is_pending() {
+            self.object.cache.workers().note_crowd();
+        }
+        self.put(reading, got)
+    }
+
+    fn reading(&self) -> Result<Reading, Cause> {
+        let bytes = self.object.cache.page.bytes_of(self.range);
+        let Some(wanted) = bytes.end.min(self.object.len()).checked_sub(bytes.start) else {
             return Err(Cause::BeyondEnd); // It has become shorter.
         };
-        let wanted = wanted as usize;
         // Whole pages, although the object may end in the last: direct I/O takes nothing else.
-        let mut buffer = AlignedBytes::new((bytes.end - bytes.start) as usize);
-        let got = catch(|| object.store.read_at(bytes.start, &mut buffer)).and_then(|outcome| outcome);
-        // Looked at before the waiter goes on, who may be the next to come.
-        if self.by_leader && object.cache.faults.is_pending() {
-            object.cache.workers().note_crowd();
-        }
+        let buffer = AlignedBytes::new((bytes.end - bytes.start) as usize);
+        Ok(Reading { offset: bytes.start, wanted: wanted as usize, buffer })
+    }
+
+    /// Into memory, but for the page that a store waits for.
+    fn put(&self, reading: Reading, got: omnimap_store::Result<usize>) -> Result<AlignedBytes, Cause> {
+        let object = &self.object;
+        let bytes = object.cache.page.bytes_of(self.range);
+        let Reading { wanted, mut buffer, .. } = reading;
         match got {
             Ok(got) if got >= wanted => {}
             Ok(got) => {
@@ -147,6 +168,38 @@ impl Fill {
             object.memory.fill(part.start, slice, Stores::Trap).map_err(|error| self.undo(error))?;
         }
         Ok(buffer)
+    }
+
+    /// Does several fills of one object that nobody waits for yet, and reads their bytes together; `ended` is told the pages of
+    /// each and what became of it.
+    pub(crate) fn run_together(
+        fills: Vec<Fill>,
+        mut ended: impl FnMut(PageRange, Result<Resolution, Cause>),
+    ) {
+        let mut begun = Vec::with_capacity(fills.len());
+        for mut fill in fills {
+            let range = fill.range;
+            match fill.make_room(For::Later).and_then(|()| fill.reading()) {
+                Ok(reading) => begun.push((fill, reading)),
+                // Dropped, it gives its pages back.
+                Err(cause) => ended(range, Err(cause)),
+            }
+        }
+        let Some((first, _)) = begun.first() else { return };
+        let store = first.object.store.clone();
+        let mut outcomes: Vec<Option<omnimap_store::Result<usize>>> = begun.iter().map(|_| None).collect();
+        let mut reads: Vec<ReadAt<'_>> =
+            begun.iter_mut().map(|(_, r)| ReadAt { offset: r.offset, into: &mut r.buffer }).collect();
+        // Of a store that panics, those that it did not tell have no bytes.
+        let _ = catch(|| {
+            store.read_each(&mut reads, &mut |number, outcome| outcomes[number] = Some(outcome));
+        });
+        for ((mut fill, reading), outcome) in begun.into_iter().zip(outcomes) {
+            let range = fill.range;
+            let put = fill.put(reading, outcome.unwrap_or(Ok(0)));
+            let arrived = put.and_then(|bytes| fill.arrive(For::Later, &bytes));
+            ended(range, arrived.map_err(|cause| fill.fail(For::Later, cause)));
+        }
     }
 
     fn undo(&self, error: HostError) -> Cause {

@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use omnimap_host::{SignalsBlocked, die};
+use omnimap_host::die;
 
 use crate::address_space::Reader;
 use crate::cache::Inner;
@@ -14,8 +14,9 @@ use crate::durable::Shares;
 use crate::fill::{Fill, For};
 use crate::object::MemoryObject;
 use crate::prefetch::Pieces;
+use crate::readahead::Ahead;
 use crate::sync::atomic::{AtomicU64, Ordering};
-use crate::sync::{Condvar, Mutex, lock, thread, wait_while};
+use crate::sync::{Condvar, Mutex, lock, start_thread, wait_while};
 use crate::units::{PageIndex, PageRange};
 use crate::workers::END_WAIT_MAX;
 
@@ -23,6 +24,8 @@ use crate::workers::END_WAIT_MAX;
 const AHEAD_BYTES_MAX: u64 = 16 << 20;
 /// And this part of the budget.
 const AHEAD_BUDGET_SHARE: u64 = 2;
+/// Reads handed to a store together: whoever waits for the first of them waits for the last.
+const READS_TOGETHER_MAX: usize = 32;
 /// How long a filler without work stays.
 const IDLE_TIME_MAX: Duration = Duration::from_secs(5);
 
@@ -48,10 +51,12 @@ struct State {
 
 enum Job {
     Waiter(Fill, PageIndex),
-    Ahead(Arc<MemoryObject>, PageRange),
+    Ahead(Arc<MemoryObject>, Vec<PageRange>),
     Prefetch(Arc<Pieces>),
     /// Needs no room, and so has threads of its own: those that fill may all be waiting for the room that it makes.
     Write(Arc<Shares>),
+    /// Likewise.
+    Sweep(Option<(Arc<MemoryObject>, Vec<PageRange>)>),
 }
 
 impl Fillers {
@@ -86,12 +91,6 @@ impl Fillers {
         let most = self.ahead_bytes_max;
         let add = |now: u64| (now + bytes <= most).then_some(now + bytes);
         self.ahead_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).is_ok()
-    }
-
-    /// Whether jobs are waiting for a thread.
-    pub(crate) fn is_busy(&self) -> bool {
-        let state = lock(&self.state);
-        state.urgent.len() + state.later.len() > 0
     }
 
     fn next_job(&self) -> Option<Job> {
@@ -130,30 +129,52 @@ impl Inner {
 
     /// Fetches pages that a reader will probably want, as far as there is capacity for it; the reader's streams are told
     /// if that is less.
-    pub(crate) fn fill_ahead(
-        self: &Arc<Self>,
-        object: &Arc<MemoryObject>,
-        range: PageRange,
-        reader: &Reader,
-    ) {
+    pub(crate) fn fill_ahead(self: &Arc<Self>, object: &Arc<MemoryObject>, ahead: Ahead, reader: &Reader) {
+        if ahead.is_empty() {
+            return;
+        }
+        for pieces in self.pieces_ahead(object, ahead) {
+            let pages: u64 = pieces.iter().map(|piece| piece.count()).sum();
+            if !self.fillers.begin_ahead(pages * self.page.bytes()) {
+                let Some(first) = pieces.first() else { return };
+                let reached = if ahead.step == -1 { PageIndex(first.end.0 - 1) } else { first.start };
+                lock(&reader.streams).fell_short(&ahead, reached);
+                return;
+            }
+            self.submit(Job::Ahead(object.clone(), pieces));
+        }
+    }
+
+    /// What is fetched by one job each, in the order in which it will be wanted.
+    fn pieces_ahead(&self, object: &MemoryObject, ahead: Ahead) -> Vec<Vec<PageRange>> {
+        let Some(range) = ahead.range() else {
+            // Whole chunks: each is made as a whole anyway.
+            let mut chunks: Vec<PageRange> =
+                ahead.pages().map(|page| self.chunk_pages(object, page)).collect();
+            chunks.dedup();
+            return chunks.chunks(self.reads_together(object)).map(<[PageRange]>::to_vec).collect();
+        };
         let piece_pages = self.piece_pages(object);
+        let mut pieces = Vec::new();
         let mut start = range.start;
         while start < range.end {
             // Pieces end where chunks do, so that no chunk is fetched twice.
-            let end = PageIndex((start.0 + piece_pages) / piece_pages * piece_pages);
-            let piece = PageRange { start, end: end.min(range.end) };
-            if !self.fillers.begin_ahead(piece.count() * self.page.bytes()) {
-                lock(&reader.streams).fell_short(range.end, start);
-                return;
-            }
-            self.submit(Job::Ahead(object.clone(), piece));
-            start = piece.end;
+            let end = PageIndex((start.0 + piece_pages) / piece_pages * piece_pages).min(range.end);
+            pieces.push(vec![PageRange { start, end }]);
+            start = end;
         }
+        if ahead.step < 0 {
+            pieces.reverse();
+        }
+        pieces
     }
 
     /// Lets as many threads as help work on the pieces of a prefetch.
     pub(crate) fn fill_pieces(self: &Arc<Self>, pieces: &Arc<Pieces>, object: &MemoryObject) {
-        let threads = self.transfer(object).in_flight_max.get().min(self.fillers.threads_max);
+        // Each has several reads under way, where the store makes several together; and one puts into memory what it has
+        // while another waits.
+        let in_flight = self.transfer(object).in_flight_max.get();
+        let threads = in_flight.div_ceil(self.reads_together(object)).max(2).min(self.fillers.threads_max);
         for _ in 0..threads.min(pieces.left()) {
             self.submit(Job::Prefetch(pieces.clone()));
         }
@@ -165,13 +186,23 @@ impl Inner {
         preferred.clamp(1, self.fill_pages_max())
     }
 
+    /// Reads that are best handed to the store together.
+    pub(crate) fn reads_together(&self, object: &MemoryObject) -> usize {
+        self.transfer(object).reads_together_max.get().min(READS_TOGETHER_MAX)
+    }
+
     /// Lets a writer help to write back.
     pub(crate) fn submit_shares(self: &Arc<Self>, shares: Arc<Shares>) {
         self.submit(Job::Write(shares));
     }
 
+    /// Lets a writer [sweep](Self::sweep).
+    pub(crate) fn submit_sweep(self: &Arc<Self>, first: Option<(Arc<MemoryObject>, Vec<PageRange>)>) {
+        self.submit(Job::Sweep(first));
+    }
+
     fn submit(self: &Arc<Self>, job: Job) {
-        let writes = matches!(job, Job::Write(_));
+        let writes = matches!(job, Job::Write(_) | Job::Sweep(_));
         let pool: fn(&Inner) -> &Fillers =
             if writes { |inner| &inner.writers } else { |inner| &inner.fillers };
         let fillers = pool(self);
@@ -181,7 +212,7 @@ impl Inner {
             return self.refuse(job);
         }
         match job {
-            Job::Waiter(..) | Job::Write(_) => state.urgent.push_back(job),
+            Job::Waiter(..) | Job::Write(_) | Job::Sweep(_) => state.urgent.push_back(job),
             Job::Ahead(..) | Job::Prefetch(_) => state.later.push_back(job),
         }
         let queued = state.urgent.len() + state.later.len();
@@ -196,7 +227,6 @@ impl Inner {
             return;
         }
         let inner = self.clone();
-        let _blocked = SignalsBlocked::new();
         let work = move || {
             while let Some(job) = pool(&inner).next_job() {
                 // Whoever waits for the job would do so for ever.
@@ -206,7 +236,7 @@ impl Inner {
             }
         };
         let name = if writes { "omnimap-write" } else { "omnimap-fill" };
-        if let Err(error) = thread::Builder::new().name(name.to_owned()).spawn(work) {
+        if let Err(error) = start_thread(name, work) {
             tracing::warn!(%error, "no further thread for fills");
             let mut state = lock(&fillers.state);
             state.threads -= 1;
@@ -222,36 +252,35 @@ impl Inner {
         match job {
             // Whoever waits has been told the outcome; for readahead nobody asks.
             Job::Waiter(fill, page) => drop(fill.run(For::Waiter(page))),
-            Job::Ahead(object, range) => {
-                let mut rest = range;
-                while let Some((fill, after)) = object.claim_absent(rest) {
-                    rest = after;
-                    if fill.run(For::Later).is_err() {
-                        break;
-                    }
-                }
-                self.fillers.ahead_bytes.fetch_sub(range.count() * self.page.bytes(), Ordering::Relaxed);
+            Job::Ahead(object, pieces) => {
+                // What fails is asked for, and fails, when somebody wants it.
+                Fill::run_together(object.claim_all_absent(&pieces), |_, _| {});
+                self.end_ahead(&pieces);
             }
             // A piece at a time, so that what is urgent comes between.
             Job::Write(shares) => while shares.write_one() {},
+            Job::Sweep(first) => self.sweep(first),
             Job::Prefetch(pieces) => {
-                if pieces.fetch_one() {
+                if pieces.fetch_some() {
                     self.submit(Job::Prefetch(pieces));
                 }
             }
         }
     }
 
+    fn end_ahead(&self, pieces: &[PageRange]) {
+        let pages: u64 = pieces.iter().map(|piece| piece.count()).sum();
+        self.fillers.ahead_bytes.fetch_sub(pages * self.page.bytes(), Ordering::Relaxed);
+    }
+
     /// A job that comes when the cache is closed.
     fn refuse(&self, job: Job) {
         match job {
             Job::Waiter(fill, page) => drop(fill.run(For::Waiter(page))),
-            Job::Ahead(_, range) => {
-                self.fillers.ahead_bytes.fetch_sub(range.count() * self.page.bytes(), Ordering::Relaxed);
-            }
-            Job::Prefetch(pieces) => while pieces.fetch_one() {},
+            Job::Ahead(_, pieces) => self.end_ahead(&pieces),
+            Job::Prefetch(pieces) => while pieces.fetch_some() {},
             // Whoever waits for it writes it himself.
-            Job::Write(_) => {}
+            Job::Write(_) | Job::Sweep(_) => {}
         }
     }
 }

@@ -15,6 +15,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod address_map;
 mod address_space;
 mod budget;
 mod cache;
@@ -24,13 +25,19 @@ mod evict;
 mod exit;
 mod fill;
 mod fillers;
+mod held;
+mod kin;
+mod location;
+mod locks;
 mod mapped_view;
 mod object;
 mod page_table;
+mod placed;
 mod prefetch;
 mod snapshot;
 mod stats;
 mod stores;
+mod stride;
 mod sync;
 mod transit;
 mod workers;
@@ -41,10 +48,14 @@ pub mod readahead;
 pub mod replacement;
 pub mod units;
 
+pub use address_map::{AddressMap, Span};
 pub use cache::{CacheOptions, PageCache};
 pub use error::{Error, Result};
+pub use exit::CachesHeld;
+pub use location::Location;
 pub use mapped_view::{MappedView, PinGuard};
 pub use object::MemoryObject;
+pub use placed::GivenUp;
 pub use prefetch::{Prefetch, Prefetched};
 pub use readahead::Pattern;
 pub use stats::{Resolution, Stats, WaitingTimes};

@@ -4,19 +4,21 @@ use std::ops::{Deref, Range};
 use std::sync::Arc;
 use std::time::Instant;
 
-use omnimap_host::{Exclusive, View};
+use omnimap_host::{Address, Exclusive, View};
 use omnimap_store::Answers;
 
 use crate::address_space::Reader;
 use crate::cache::PageCache;
 use crate::error::{Error, Result};
 use crate::fill::For;
+use crate::location::Location;
+use crate::locks::Locks;
 use crate::object::{Claim, Intent, MemoryObject};
 use crate::prefetch::Prefetch;
 use crate::readahead::{Bounds, Pattern};
 use crate::stats::{self, Counter, Stats};
 use crate::sync::atomic::Ordering;
-use crate::sync::lock;
+use crate::sync::{Mutex, lock};
 use crate::transit::{Cause, Waited, Waiter};
 use crate::units::{PageIndex, PageRange};
 
@@ -37,6 +39,10 @@ pub struct MappedView {
     pub(crate) reader: Arc<Reader>,
     /// The right to the bytes, where one alone has it.
     pub(crate) exclusive: Option<Exclusive>,
+    /// Where the view was made.
+    pub(crate) location: Location,
+    /// The pages that the user has locked through this mapping, each once.
+    pub(crate) held: Mutex<Locks>,
 }
 
 impl MappedView {
@@ -48,7 +54,8 @@ impl MappedView {
         length: u64,
         reader: Arc<Reader>,
     ) -> MappedView {
-        MappedView { cache, object, view, offset, length, reader, exclusive: None }
+        let (location, held) = (Location::default(), Mutex::default());
+        MappedView { cache, object, view, offset, length, reader, exclusive: None, location, held }
     }
 
     /// Length in bytes, of what the object has of it now.
@@ -59,6 +66,12 @@ impl MappedView {
     /// Whether it has no bytes.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// The address of its first byte, if it has any.
+    pub fn address(&self) -> Option<Address> {
+        let skip = (self.offset % self.object.cache.page.bytes()) as usize;
+        self.view.as_ref().map(|view| Address(view.start().0 + skip))
     }
 
     /// What it shows.
@@ -75,7 +88,8 @@ impl MappedView {
     pub fn bytes(&self) -> &[u8] {
         // The view begins at a page.
         let skip = (self.offset % self.object.cache.page.bytes()) as usize;
-        self.view.as_ref().map_or(&[], |view| &view.bytes()[skip..])
+        let range = skip..skip + self.length as usize;
+        self.view.as_ref().map_or(&[], |view| &view.bytes()[range])
     }
 
     /// Figures of the object since it was opened.
@@ -93,27 +107,10 @@ impl MappedView {
     /// If the range is not inside the mapping, or the store fails; what `into` holds then is not defined.
     pub fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<()> {
         let wanted = self.locate(offset, into.len() as u64)?;
-        let page_size = self.object.cache.page;
-        let pages = page_size.pages_of(wanted.clone());
-        let mut at = wanted.start;
-        while at < wanted.end {
-            let first = page_size.page_at(at);
-            let last = pages.end.min(PageIndex(first.0 + READ_PAGES_MAX));
-            let mut pinned = self.object.pin_resident(first, last);
-            if pinned.is_empty() {
-                self.fetch(first, pages, at)?;
-                pinned = PageRange::single(first);
-            } else {
-                self.object.count(Counter::checked_pages_resident, pinned.count());
-            }
-            let pinned = Pinned { object: &self.object, range: pinned };
-            let stop = page_size.bytes_of(pinned.range).end.min(wanted.end);
-            let part = (at - wanted.start) as usize..(stop - wanted.start) as usize;
-            let read = self.object.memory.read(at, &mut into[part]);
-            drop(pinned);
-            read.map_err(|e| self.object.host_error(e))?;
-            at = stop;
-        }
+        let pages = self.object.cache.page.pages_of(wanted.clone());
+        self.for_each_pinned(wanted, READ_PAGES_MAX, |part, at, _| {
+            self.object.memory.read(at, &mut into[part]).map_err(|e| self.object.host_error(e))
+        })?;
         self.read_ahead(pages);
         Ok(())
     }
@@ -126,19 +123,11 @@ impl MappedView {
         let wanted = self.locate(offset, length)?;
         let inner = &self.object.cache;
         let pages = inner.page.pages_of(wanted);
-        let limit = inner.pinned_pages_max();
-        let add = |now: u64| now.checked_add(pages.count()).filter(|n| *n <= limit);
-        if inner.pinned.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).is_err() {
-            return Err(Error::PinLimit {
-                object: self.object.name.clone(),
-                wanted_bytes: pages.count() * inner.page.bytes(),
-                limit_bytes: limit * inner.page.bytes(),
-            });
-        }
+        let quota = self.quota(pages)?;
         let mut guard = PinGuard {
             mapping: self,
             range: offset as usize..(offset + length) as usize,
-            quota: Quota { object: &self.object, pages: pages.count() },
+            quota,
             pinned: Pinned {
                 object: &self.object,
                 range: PageRange { start: pages.start, end: pages.start },
@@ -157,6 +146,43 @@ impl MappedView {
         }
         debug_assert_eq!(guard.quota.pages, guard.pinned.range.count());
         Ok(guard)
+    }
+
+    /// Keeps pages in memory that are there or come, until [`unlock`](Self::unlock): of the same pages, as often. Those
+    /// behind the object's end count as well.
+    ///
+    /// # Errors
+    /// If more than half of the budget would be pinned or locked.
+    pub fn lock(&self, pages: PageRange) -> Result<()> {
+        self.locate(0, 0)?;
+        self.quota(pages)?.keep();
+        self.object.pages().locks.add(pages);
+        Ok(())
+    }
+
+    /// Takes a [`lock`](Self::lock) back, or that of some of its pages.
+    pub fn unlock(&self, pages: PageRange) {
+        if !self.object.cache.made_in.is_current() {
+            return; // Locks are not inherited by fork.
+        }
+        self.object.pages().locks.remove(pages);
+        drop(Quota { object: &self.object, pages: pages.count() });
+        self.object.cache.budget.evictable();
+    }
+
+    /// Takes a part of what may be pinned.
+    fn quota(&self, pages: PageRange) -> Result<Quota<'_>> {
+        let inner = &self.object.cache;
+        let limit = inner.pinned_pages_max();
+        let add = |now: u64| now.checked_add(pages.count()).filter(|n| *n <= limit);
+        if inner.pinned.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).is_err() {
+            return Err(Error::PinLimit {
+                object: self.object.name.clone(),
+                wanted_bytes: pages.count().saturating_mul(inner.page.bytes()),
+                limit_bytes: limit * inner.page.bytes(),
+            });
+        }
+        Ok(Quota { object: &self.object, pages: pages.count() })
     }
 
     /// Begins to fetch ranges, and comes back at once.
@@ -213,6 +239,36 @@ impl MappedView {
         Ok(runs.into_iter().map(|(run, resident)| (cut(run), resident)).collect())
     }
 
+    /// Pins one part after the other of a range of the object, at most so many pages at a time, and calls `work` with each:
+    /// which bytes of the range it is, where in the object it begins, and its pages.
+    pub(crate) fn for_each_pinned(
+        &self,
+        wanted: Range<u64>,
+        pages_max: u64,
+        mut work: impl FnMut(Range<usize>, u64, PageRange) -> Result<()>,
+    ) -> Result<()> {
+        let page_size = self.object.cache.page;
+        let pages = page_size.pages_of(wanted.clone());
+        let mut at = wanted.start;
+        while at < wanted.end {
+            let first = page_size.page_at(at);
+            let last = pages.end.min(PageIndex(first.0 + pages_max));
+            let mut pinned = self.object.pin_resident(first, last);
+            if pinned.is_empty() {
+                self.fetch(first, pages, at)?;
+                pinned = PageRange::single(first);
+            } else {
+                self.object.count(Counter::checked_pages_resident, pinned.count());
+            }
+            let pinned = Pinned { object: &self.object, range: pinned };
+            let stop = page_size.bytes_of(pinned.range).end.min(wanted.end);
+            let part = (at - wanted.start) as usize..(stop - wanted.start) as usize;
+            work(part, at, pinned.range)?;
+            at = stop;
+        }
+        Ok(())
+    }
+
     /// A range of the mapping as a range of the object; no range, if it is not inside, or the process is another.
     pub(crate) fn locate(&self, offset: u64, length: u64) -> Result<Range<u64>> {
         let object = || self.object.name.clone();
@@ -243,7 +299,10 @@ impl MappedView {
         let end = plan.now.end.max(wanted.end);
         let now = PageRange { start: plan.now.start, end }.part_around(page, inner.fill_pages_max());
         self.object.count(Counter::checked_pages_waited, 1);
-        let ahead = PageRange::new(plan.ahead.start.0.max(now.end.0), plan.ahead.end.0);
+        let ahead = match plan.ahead.range().filter(|_| plan.ahead.step == 1) {
+            Some(range) => PageRange::new(range.start.0.max(now.end.0), range.end.0).into(),
+            None => plan.ahead,
+        };
         inner.fill_ahead(&self.object, ahead, &self.reader);
         let mut joined;
         let outcome = loop {
@@ -283,7 +342,7 @@ impl MappedView {
         let bounds = self.bounds(pages.start);
         let ahead = lock(&self.reader.streams).on_read(pages, &bounds);
         if !ahead.is_empty() {
-            self.object.cache.fill_ahead(&self.object, ahead, &self.reader);
+            self.object.cache.fill_ahead(&self.object, ahead.into(), &self.reader);
         }
     }
 }
@@ -294,11 +353,11 @@ impl Drop for MappedView {
             if !self.object.cache.made_in.is_current() {
                 return; // Not the child's, and locks may be held by threads that are not here.
             }
-            let last = self.object.remove_view(view.start()) == 0;
-            // The last two references go here and now: the range is unmapped when this returns.
-            drop(self.object.cache.space.remove(view.start()));
-            drop(view);
-            if last && self.object.memory.used_as().is_writable() {
+            self.release();
+            // The last references go here and now: the range is unmapped when this returns.
+            let left = self.object.cache.take_out(&*view);
+            self.leave(view);
+            if left == 0 && self.object.memory.used_as().is_writable() {
                 self.object.last_writer_left();
             }
         }
@@ -323,6 +382,13 @@ impl Drop for Pinned<'_> {
 struct Quota<'a> {
     object: &'a MemoryObject,
     pages: u64,
+}
+
+impl Quota<'_> {
+    /// It stays taken.
+    fn keep(self) {
+        std::mem::forget(self);
+    }
 }
 
 impl Drop for Quota<'_> {

@@ -5,16 +5,19 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
-use omnimap_host::{Address, Memory, View, die};
+use omnimap_host::{Address, Memory, Sharing, View, die};
 use omnimap_store::BackingStore;
 
+use crate::address_map::{AddressMap, Span};
+use crate::address_space::Shown;
 use crate::cache::Inner;
 use crate::error::{Error, Result};
 use crate::fill::Fill;
+use crate::locks::Locks;
 use crate::page_state::{PageState, Transition};
 use crate::page_table::{Mark, PageTable};
 use crate::prefetch::Pieces;
-use crate::replacement::{CachedPage, ObjectId, Queue};
+use crate::replacement::{CachedPage, ObjectId};
 use crate::stats::{Counter, Counters, count};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Condvar, Mutex, MutexGuard, RwLock, lock, read, write};
@@ -41,13 +44,7 @@ pub struct MemoryObject {
     pub(crate) snapshots_made: AtomicU64,
     /// Pages that were kept for snapshots since room was last made in their memory.
     pub(crate) kept: AtomicU64,
-    pub(crate) views: RwLock<Vec<ObjectView>>,
-}
-
-/// A view, and which page of the object it begins with.
-pub(crate) struct ObjectView {
-    pub(crate) view: Arc<dyn View>,
-    pub(crate) pages: PageRange,
+    pub(crate) views: RwLock<AddressMap<Shown>>,
 }
 
 /// Everything about an object's pages that changes.
@@ -57,6 +54,8 @@ pub(crate) struct Pages {
     /// Each Filling or Evicting page is covered by exactly one.
     pub(crate) transits: Vec<Arc<Transit>>,
     pins: HashMap<PageIndex, u32>,
+    /// Pages that the user has locked, there or not.
+    pub(crate) locks: Locks,
     /// Addresses (of pages) that raise SIGBUS until that is taken back.
     pub(crate) poisoned: HashMap<PageIndex, Vec<Poisoned>>,
     pub(crate) writes: Writes,
@@ -88,8 +87,10 @@ impl Pages {
         last
     }
 
-    pub(crate) fn has_pins(&self, range: PageRange) -> bool {
+    /// Whether some of the pages are on their way in or out, or pinned.
+    pub(crate) fn is_moving(&self, range: PageRange) -> bool {
         self.pins.keys().any(|page| range.contains(*page))
+            || self.transits.iter().any(|t| !t.lock().range.intersect(range).is_empty())
     }
 
     pub(crate) fn remove_transit(&mut self, transit: &Arc<Transit>) {
@@ -289,6 +290,19 @@ impl MemoryObject {
         }
     }
 
+    /// Claims all pages of some ranges that nobody has or fetches.
+    pub(crate) fn claim_all_absent(self: &Arc<Self>, ranges: &[PageRange]) -> Vec<Fill> {
+        let mut fills = Vec::new();
+        for range in ranges {
+            let mut rest = *range;
+            while let Some((fill, after)) = self.claim_absent(rest) {
+                rest = after;
+                fills.push(fill);
+            }
+        }
+        fills
+    }
+
     /// Lets a prefetch know when the fills and evictions that are under way in a range are over; gives their number.
     pub(crate) fn join_transits(&self, range: PageRange, pieces: &Arc<Pieces>) -> usize {
         let pages = self.pages();
@@ -329,53 +343,38 @@ impl MemoryObject {
 
     /// Adds a view, of which nobody knows the address yet; stores to pages that are in memory, or will be in a moment, are
     /// trapped in it first.
-    pub(crate) fn add_view(&self, view: Arc<dyn View>, shown: PageRange) -> Result<()> {
-        let writable = self.memory.used_as().is_writable();
-        write(&self.views).push(ObjectView { view: view.clone(), pages: shown });
-        if !writable {
+    pub(crate) fn add_view(&self, shown: Shown) -> Result<()> {
+        write(&self.views).insert(shown.clone());
+        if !self.memory.used_as().is_writable() || shown.view.sharing() == Sharing::Private {
             return Ok(());
         }
         let pages = self.pages();
-        let present: Vec<Range<u64>> = pages
-            .table
-            .present_runs(shown)
-            .into_iter()
-            .map(|run| {
-                self.cache
-                    .page
-                    .bytes_of(PageRange::new(run.start.0 - shown.start.0, run.end.0 - shown.start.0))
-            })
-            .collect();
-        let trapped = view.trap_stores(&present);
+        let present = pages.table.present_runs(shown.pages);
+        let present: Vec<Range<u64>> = present.into_iter().map(|run| shown.bytes_of(run)).collect();
+        let trapped = shown.view.trap_stores(&present);
         drop(pages);
         trapped.map_err(|e| {
-            self.remove_view(view.start());
+            self.remove_views(shown.addresses());
             self.host_error(e)
         })
     }
 
-    /// Removes a view; gives how many are left.
-    pub(crate) fn remove_view(&self, start: Address) -> usize {
+    /// Removes what shows the object at some addresses; gives how many views are left.
+    pub(crate) fn remove_views(&self, addresses: Range<usize>) -> usize {
         let mut views = write(&self.views);
-        views.retain(|v| v.view.start() != start);
+        views.cut(addresses);
         views.len()
     }
 
-    /// Calls `work` with each view of some of the pages: the view, its pages, and the bytes of those within it.
-    pub(crate) fn for_views(
-        &self,
-        runs: &[PageRange],
-        mut work: impl FnMut(&dyn View, PageRange, &[Range<u64>]),
-    ) {
+    /// Calls `work` with each shared view of some of the pages: what it shows, and the bytes of those within it.
+    pub(crate) fn for_views(&self, runs: &[PageRange], mut work: impl FnMut(&Shown, &[Range<u64>])) {
         let mut ranges = Vec::with_capacity(runs.len());
-        for view in read(&self.views).iter() {
-            let start = view.pages.start.0;
-            let shown = runs.iter().map(|run| view.pages.intersect(*run)).filter(|part| !part.is_empty());
-            let inside = shown.map(|part| PageRange::new(part.start.0 - start, part.end.0 - start));
+        for shown in read(&self.views).iter().filter(|s| s.view.sharing() == Sharing::Shared) {
+            let parts = runs.iter().map(|run| shown.pages.intersect(*run)).filter(|part| !part.is_empty());
             ranges.clear();
-            ranges.extend(inside.map(|part| self.cache.page.bytes_of(part)));
+            ranges.extend(parts.map(|part| shown.bytes_of(part)));
             if !ranges.is_empty() {
-                work(&*view.view, view.pages, &ranges);
+                work(shown, &ranges);
             }
         }
     }
@@ -401,9 +400,8 @@ impl MemoryObject {
     fn with_page_at(&self, address: Address, work: impl FnOnce(&dyn View, Range<u64>, PageIndex)) {
         self.cache.space.with_view(address, |placed, offset| {
             if placed.object.id == self.id {
-                let page_bytes = self.cache.page.bytes();
-                let page = PageIndex(placed.pages.start.0 + offset / page_bytes);
-                work(&*placed.view, offset..offset + page_bytes, page);
+                let bytes = offset..offset + self.cache.page.bytes();
+                work(&*placed.shown.view, bytes, placed.shown.page_at(offset));
             }
         });
     }
@@ -464,7 +462,7 @@ impl MemoryObject {
             };
             if after.is_readable() && !pages.table.is(page, Mark::Queued) {
                 pages.table.set(page, Mark::Queued, true);
-                lock(&self.cache.replacement).put(Queue::Fresh, CachedPage { object: self.id, page });
+                lock(&self.cache.replacement).arrived(CachedPage { object: self.id, page });
             }
         }
         let waiters = std::mem::take(&mut state.waiters);

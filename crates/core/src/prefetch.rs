@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::cache::PageCache;
 use crate::error::{Error, Result};
-use crate::fill::For;
+use crate::fill::Fill;
 use crate::object::MemoryObject;
 use crate::sync::{Condvar, Mutex, lock, wait_while};
 use crate::transit::Cause;
@@ -47,6 +47,9 @@ struct State {
     error: Option<Error>,
     waker: Option<Waker>,
 }
+
+/// A page that did not come, and why.
+type Failed = (PageIndex, Cause);
 
 impl State {
     fn is_done(&self) -> bool {
@@ -158,36 +161,51 @@ impl Pieces {
         Err(Error::Forked { object: self.object.name.clone() })
     }
 
-    /// Fetches one piece that nobody fetches yet; whether there are more.
-    pub(crate) fn fetch_one(self: &Arc<Self>) -> bool {
-        let piece = {
-            let mut state = lock(&self.state);
-            let Some(piece) = state.left.pop_front() else { return false };
-            state.under_way += 1;
-            piece
-        };
-        let mut failed = None;
-        self.fetch(piece, &mut failed);
+    /// Fetches one piece that nobody fetches yet, or several that the store reads together; whether there are more.
+    pub(crate) fn fetch_some(self: &Arc<Self>) -> bool {
+        let pieces = self.take_pieces();
+        if pieces.is_empty() {
+            return false;
+        }
+        let mut failed: Vec<Failed> = Vec::new();
+        self.fetch(&pieces, &mut failed);
         // What others are fetching already is part of what was asked for: they tell when they are done.
-        let joined = {
+        for piece in &pieces {
             // First counted, so that the first to be done is not the last.
             lock(&self.state).under_way += 1;
-            self.object.join_transits(piece, self)
-        };
-        let mut state = lock(&self.state);
-        state.under_way = state.under_way + joined - 1;
-        match failed {
-            None => state.bytes += self.bytes(piece),
-            Some((_, Cause::NoRoom)) => state.bytes_left_out += self.bytes(piece),
-            Some((page, cause)) => {
-                let offset = page.0 * self.object.cache.page.bytes();
-                state.error.get_or_insert_with(|| self.object.error_at(offset, cause));
+            let joined = self.object.join_transits(*piece, self);
+            let mut state = lock(&self.state);
+            state.under_way = state.under_way + joined - 1;
+            match failed.iter().find(|(page, _)| piece.contains(*page)) {
+                None => state.bytes += self.bytes(*piece),
+                Some((_, Cause::NoRoom)) => state.bytes_left_out += self.bytes(*piece),
+                Some((page, cause)) => {
+                    let offset = page.0 * self.object.cache.page.bytes();
+                    state.error.get_or_insert_with(|| self.object.error_at(offset, cause.clone()));
+                }
             }
         }
-        let more = !state.left.is_empty();
-        drop(state);
-        self.one_done();
+        let more = !lock(&self.state).left.is_empty();
+        pieces.iter().for_each(|_| self.one_done());
         more
+    }
+
+    /// As many as the store reads together, and are not too long to be in memory twice.
+    fn take_pieces(&self) -> Vec<PageRange> {
+        let inner = &self.object.cache;
+        let (most, mut room) = (inner.reads_together(&self.object), inner.piece_pages(&self.object));
+        let mut state = lock(&self.state);
+        let mut taken: Vec<PageRange> = Vec::new();
+        while let Some(piece) = state.left.front().copied()
+            && taken.len() < most
+            && (taken.is_empty() || piece.count() <= room)
+        {
+            state.left.pop_front();
+            room = room.saturating_sub(piece.count());
+            taken.push(piece);
+        }
+        state.under_way += taken.len();
+        taken
     }
 
     /// A piece, or what somebody else was fetching of one, is over.
@@ -203,26 +221,29 @@ impl Pieces {
         }
     }
 
-    /// Fetches what nobody has or fetches of a piece; notes the first failure, and goes on behind it.
-    fn fetch(&self, piece: PageRange, failed: &mut Option<(PageIndex, Cause)>) {
-        let mut rest = piece;
-        while let Some((fill, after)) = self.object.claim_absent(rest) {
-            let range = fill.range();
-            rest = after;
-            let Err(cause) = fill.run(For::Later) else { continue };
+    /// Fetches what nobody has or fetches of some pieces; notes the first failure in each, and goes on behind it.
+    fn fetch(&self, pieces: &[PageRange], failed: &mut Vec<Failed>) {
+        let fills = self.object.claim_all_absent(pieces);
+        let mut again = Vec::new();
+        Fill::run_together(fills, |range, outcome| {
+            let Err(cause) = outcome else { return };
             let chunk = self.object.cache.chunk_pages(&self.object, range.start);
             if matches!(cause, Cause::NoRoom) || chunk.end >= range.end {
-                failed.get_or_insert((range.start, cause));
-                continue;
+                failed.push((range.start, cause));
+            } else {
+                // One of its chunks is bad: the others are wanted all the same.
+                again.push(chunk.intersect(range));
+                again.push(PageRange { start: chunk.end, end: range.end });
             }
-            // One of its chunks is bad: the others are wanted all the same.
-            self.fetch(chunk.intersect(range), failed);
-            self.fetch(PageRange { start: chunk.end, end: range.end }, failed);
+        });
+        if !again.is_empty() {
+            self.fetch(&again, failed);
         }
     }
 
     fn bytes(&self, piece: PageRange) -> u64 {
         let bytes = self.object.cache.page.bytes_of(piece);
-        bytes.end.min(self.object.len()) - bytes.start
+        // The object may have become shorter meanwhile.
+        bytes.end.min(self.object.len()).saturating_sub(bytes.start)
     }
 }

@@ -2,8 +2,10 @@
 //!
 //! A fault begins with its own page (or chunk). Where one fault follows another, the two are a stream: more is fetched
 //! each time, first with the page that is waited for, then ahead of the reader by other threads, up to a limit. Many
-//! streams are told apart in one mapping, so that threads and interleaved columns do not disturb each other.
+//! streams are told apart in one mapping, so that threads and interleaved columns do not disturb each other. Readers that go
+//! backward, or in steps, are told by equal distances (`stride.rs`).
 
+use crate::stride::Strides;
 use crate::units::{PageIndex, PageRange};
 
 /// How a mapping will be read (madvise(2), posix_fadvise(2)).
@@ -32,7 +34,50 @@ pub struct Plan {
     /// With the page that is waited for, in one transfer.
     pub now: PageRange,
     /// By others, soon; may be empty.
-    pub ahead: PageRange,
+    pub ahead: Ahead,
+}
+
+/// Pages in equal steps, the one that is wanted first first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ahead {
+    /// The first.
+    pub first: PageIndex,
+    /// How many there are.
+    pub count: u64,
+    /// Pages from one to the next: 1 and -1 for neighbours.
+    pub step: i64,
+}
+
+impl Ahead {
+    /// No pages.
+    pub fn nothing() -> Ahead {
+        Ahead { first: PageIndex(0), count: 0, step: 1 }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// All of them.
+    pub fn pages(self) -> impl Iterator<Item = PageIndex> {
+        (0..self.count as i64).map(move |n| PageIndex(self.first.0.wrapping_add_signed(n * self.step)))
+    }
+
+    /// The same pages, if they are neighbours.
+    pub fn range(&self) -> Option<PageRange> {
+        match self.step {
+            1 => Some(PageRange::new(self.first.0, self.first.0 + self.count)),
+            -1 => Some(PageRange::new(self.first.0 + 1 - self.count, self.first.0 + 1)),
+            _ => None,
+        }
+    }
+}
+
+impl From<PageRange> for Ahead {
+    fn from(range: PageRange) -> Ahead {
+        Ahead { first: range.start, count: range.count(), step: 1 }
+    }
 }
 
 /// One reader that goes forward.
@@ -51,6 +96,7 @@ struct Stream {
 #[derive(Debug, Default)]
 pub struct Streams {
     streams: Vec<Stream>,
+    strides: Strides,
     clock: u64,
     /// What was said about parts of the mapping; they do not overlap.
     patterns: Vec<(PageRange, Pattern)>,
@@ -99,13 +145,17 @@ impl Streams {
     /// A reader needs `page`, and it is not there (or is only on its way).
     pub fn on_fault(&mut self, page: PageIndex, bounds: &Bounds) -> Plan {
         let pattern = self.pattern(page);
-        let alone = Plan { now: bounds.chunk, ahead: PageRange::new(bounds.chunk.end.0, 0) };
+        let alone = Plan { now: bounds.chunk, ahead: Ahead::nothing() };
         if pattern == Pattern::Random {
             return alone;
         }
         self.clock += 1;
         let clock = self.clock;
         let Some(stream) = self.streams.iter_mut().find(|s| (s.next..=s.planned).contains(&page.0)) else {
+            if let Some(plan) = self.strides.on_fault(page, bounds) {
+                return plan;
+            }
+            self.strides.note(page);
             let mut stream =
                 Stream { next: page.0 + 1, planned: bounds.chunk.end.0, window: 1, used_at: clock };
             let mut plan = alone;
@@ -151,10 +201,13 @@ impl Streams {
         ahead
     }
 
-    /// Of what was planned up to `planned`, only what comes before `reached` will be fetched.
-    pub fn fell_short(&mut self, planned: PageIndex, reached: PageIndex) {
-        if let Some(stream) = self.streams.iter_mut().find(|s| s.planned == planned.0) {
-            stream.planned = reached.0.max(stream.next);
+    /// Of `ahead`, which was planned, only what comes before `reached` will be fetched.
+    pub fn fell_short(&mut self, ahead: &Ahead, reached: PageIndex) {
+        let planned = ahead.first.0 + ahead.count;
+        let stream = self.streams.iter_mut().find(|s| ahead.step == 1 && s.planned == planned);
+        match stream {
+            Some(stream) => stream.planned = reached.0.max(stream.next),
+            None => self.strides.fell_short(ahead, reached),
         }
     }
 
@@ -179,7 +232,7 @@ impl Stream {
             ahead = PageRange::new(start, page.0 + self.window + waited).intersect(bounds.object);
         }
         self.planned = now.end.0.max(ahead.end.0).max(self.planned);
-        Plan { now, ahead }
+        Plan { now, ahead: ahead.into() }
     }
 }
 
@@ -204,9 +257,9 @@ mod tests {
             faults += 1;
             let plan = streams.on_fault(PageIndex(page), &bounds(page, 2048));
             assert!(plan.now.contains(PageIndex(page)), "{plan:?} {page}");
-            assert!(plan.ahead.is_empty() || plan.ahead.start >= plan.now.end, "{plan:?}");
+            assert!(plan.ahead.is_empty() || plan.ahead.first >= plan.now.end, "{plan:?}");
             there.extend(plan.now.iter().map(|p| p.0));
-            there.extend(plan.ahead.iter().map(|p| p.0));
+            there.extend(plan.ahead.pages().map(|p| p.0));
         }
         (faults, there.len())
     }
@@ -246,7 +299,8 @@ mod tests {
                 faults += 1;
                 let page = PageIndex(there.max(pages.start.0));
                 let plan = streams.on_fault(page, &bounds(page.0, 2048));
-                there = there.max(plan.now.end.0).max(plan.ahead.end.0).max(pages.end.0);
+                let ahead = plan.ahead.first.0 + plan.ahead.count;
+                there = there.max(plan.now.end.0).max(ahead).max(pages.end.0);
             }
             there = there.max(streams.on_read(pages, &bounds(pages.start.0, 2048)).end.0);
         }
@@ -258,9 +312,10 @@ mod tests {
         let mut streams = Streams::default();
         streams.expect(PageRange::new(0, 1 << 20), Pattern::Sequential);
         let plan = streams.on_fault(PageIndex(0), &bounds(0, 2048));
-        streams.fell_short(plan.ahead.end, PageIndex(100));
+        streams.fell_short(&plan.ahead, PageIndex(100));
         let again = streams.on_fault(PageIndex(100), &bounds(100, 2048));
-        assert!(again.now.contains(PageIndex(100)) && again.ahead.end.0 > 2000, "{again:?}");
+        let end = again.ahead.first.0 + again.ahead.count;
+        assert!(again.now.contains(PageIndex(100)) && end > 2000, "{again:?}");
     }
 
     #[test]
@@ -284,7 +339,7 @@ mod tests {
             let bounds = Bounds { object, ..bounds(page, 2048) };
             let plan = streams.on_fault(PageIndex(page), &bounds);
             assert_eq!(plan.now.intersect(object), plan.now);
-            assert!(plan.ahead.end.0 <= 100, "{plan:?}");
+            assert!(plan.ahead.first.0 + plan.ahead.count <= 100, "{plan:?}");
         }
     }
 

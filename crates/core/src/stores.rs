@@ -7,15 +7,15 @@ use std::sync::atomic::AtomicU8;
 use omnimap_host::Exclusive;
 
 use crate::error::{Error, Result};
-use crate::mapped_view::{MappedView, Pinned};
-use crate::object::MemoryObject;
+use crate::location::Location;
+use crate::mapped_view::MappedView;
+use crate::object::{MemoryObject, Pages};
 use crate::page_state::Transition;
 use crate::page_table::Mark;
 use crate::snapshot::store_error;
-use crate::stats::Counter;
 use crate::sync::atomic::Ordering;
-use crate::sync::{read, thread};
-use crate::units::{PageIndex, PageRange};
+use crate::sync::{MutexGuard, read, thread};
+use crate::units::PageRange;
 
 /// Pages that a checked write holds at a time.
 const WRITE_PAGES_MAX: u64 = 64;
@@ -73,26 +73,9 @@ impl MappedView {
     pub fn write_at(&self, offset: u64, from: &[u8]) -> Result<()> {
         self.check_writable()?;
         let wanted = self.locate(offset, from.len() as u64)?;
-        let page_size = self.object.cache.page;
-        let pages = page_size.pages_of(wanted.clone());
-        let mut at = wanted.start;
-        while at < wanted.end {
-            let first = page_size.page_at(at);
-            let last = pages.end.min(PageIndex(first.0 + WRITE_PAGES_MAX));
-            let mut pinned = self.object.pin_resident(first, last);
-            if pinned.is_empty() {
-                self.fetch(first, pages, at)?;
-                pinned = PageRange::single(first);
-            } else {
-                self.object.count(Counter::checked_pages_resident, pinned.count());
-            }
-            let pinned = Pinned { object: &self.object, range: pinned };
-            let stop = page_size.bytes_of(pinned.range).end.min(wanted.end);
-            let part = (at - wanted.start) as usize..(stop - wanted.start) as usize;
-            self.object.overwrite(pinned.range, at, &from[part])?;
-            drop(pinned);
-            at = stop;
-        }
+        self.for_each_pinned(wanted, WRITE_PAGES_MAX, |part, at, pinned| {
+            self.object.overwrite(pinned, at, &from[part])
+        })?;
         self.object.cache.limit_dirty();
         self.object.swap_kept_out();
         Ok(())
@@ -157,12 +140,15 @@ impl MappedView {
         let wanted = length.saturating_sub(self.offset);
         if wanted > self.length {
             let pages = self.object.cache.page.pages_of(self.offset..self.offset + wanted);
-            let new = self.cache.place(&self.object, pages, self.offset, wanted, &self.reader)?;
+            let mut location = Location::default();
+            let new =
+                self.cache.place(&self.object, pages, self.offset, wanted, &self.reader, &mut location)?;
             self.length = wanted;
             if let Some(old) = self.view.replace(new) {
-                self.object.remove_view(old.start());
-                drop(self.object.cache.space.remove(old.start()));
+                self.object.cache.take_out(&*old);
+                self.leave(old);
             }
+            self.location = location;
         }
         Ok(())
     }
@@ -246,9 +232,11 @@ impl MemoryObject {
         // Nothing is fetched, and nothing written back, until it is done.
         self.set_length(length);
         self.pages().writes.sealed = true;
-        let outcome =
-            self.wait_until_still(gone).and_then(|()| store_error(self, || self.store.set_len(length)));
-        let mut pages = self.pages();
+        let outcome = self
+            .wait_until_still(gone, length)
+            .and_then(|()| store_error(self, || self.store.set_len(length)));
+        // Pages may have been evicted, or pinned by whoever had looked at the length before, while the store was asked.
+        let mut pages = if outcome.is_ok() { self.wait_for_evictions(gone) } else { self.pages() };
         pages.writes.sealed = false;
         if outcome.is_err() {
             self.set_length(before);
@@ -271,21 +259,21 @@ impl MemoryObject {
         pages.writes.length_unsynced = true;
         let cut = self.memory.set_len(length).map_err(|e| self.host_error(e));
         drop(pages);
-        self.cache.dirty.fetch_sub(dirty, Ordering::Relaxed);
+        self.count_dirty(-(dirty as i64));
         self.cache.budget.release(resident);
         self.cache.note_stale(resident);
         cut
     }
 
-    /// Waits until pages that nobody can claim any more are not on their way anywhere, and not pinned.
-    fn wait_until_still(&self, range: PageRange) -> Result<()> {
+    /// Waits until pages that nobody can claim any more are not on their way anywhere, and not pinned; and until the page
+    /// that the new end cuts is not being written back as it was, which would bring back what is cut off.
+    fn wait_until_still(&self, range: PageRange, length: u64) -> Result<()> {
+        let cut = PageRange::new(self.cache.page.page_at(length).0, range.end.0);
         let begin = std::time::Instant::now();
         loop {
             {
                 let pages = self.pages();
-                let moving = pages.transits.iter().any(|t| !t.lock().range.intersect(range).is_empty());
-                let writing = !pages.table.writing_runs(range).is_empty();
-                if !moving && !writing && !pages.has_pins(range) {
+                if !pages.is_moving(range) && pages.table.writing_runs(cut).is_empty() {
                     return Ok(());
                 }
             }
@@ -293,6 +281,18 @@ impl MemoryObject {
                 let (object, limit) = (self.name.clone(), self.cache.options.fill_time_max);
                 return Err(Error::TimedOut { object, offset: self.cache.page.bytes_of(range).start, limit });
             }
+            thread::yield_now();
+        }
+    }
+
+    /// The pages, when those that nobody can claim any more are neither on their way out nor pinned.
+    fn wait_for_evictions(&self, range: PageRange) -> MutexGuard<'_, Pages> {
+        loop {
+            let pages = self.pages();
+            if !pages.is_moving(range) {
+                return pages;
+            }
+            drop(pages);
             thread::yield_now();
         }
     }

@@ -3,6 +3,7 @@
 //! # Lock order
 //! A thread that holds one of these takes only ones further right:
 //! ```text
+//! MappedView::held > MemoryObject::pages
 //! MemoryObject::writing > AddressSpace::views > MemoryObject::pages > Transit::state > PageCache::replacement
 //!                                                                                    > Budget::state
 //!                                                                   > MemoryObject::views
@@ -23,8 +24,21 @@ pub(crate) use shuttle::{
     thread,
 };
 
+use std::io;
 use std::sync::PoisonError;
 use std::time::Duration;
+
+/// Starts a thread that takes no signals and is waited for by nobody.
+#[cfg(not(shuttle))]
+pub(crate) fn start_thread(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    omnimap_host::start_thread(name, work)
+}
+
+/// The same, as the model checker has threads.
+#[cfg(shuttle)]
+pub(crate) fn start_thread(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    thread::Builder::new().name(name.to_owned()).spawn(work).map(drop)
+}
 
 /// Locks. A panic elsewhere while it was held is no reason to stop here: what is behind each lock is consistent
 /// between any two statements, and stores run without one.

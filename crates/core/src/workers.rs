@@ -3,6 +3,9 @@
 //! One of them, the leader, waits for faults, and claims pages for them. A fill that may take time it makes itself, but
 //! first it lets a follower lead, so that a slow fill delays no other page. Only one thread waits in the kernel, so that
 //! a fault wakes one. When there may be no more threads, the leader hands the fill to the fillers.
+//!
+//! Where the machine lets the threads that raised faults serve them, they do as a leader that need not lead, and hand to the
+//! fillers what takes long.
 
 use std::hint;
 use std::io;
@@ -11,7 +14,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use omnimap_host::{Access, Address, Fault, FaultStream, SignalsBlocked, Waited, die};
+use omnimap_host::{Access, Address, Fault, FaultServer, FaultStream, Sharing, Waited, die};
 use omnimap_store::Answers;
 
 use crate::cache::Inner;
@@ -19,7 +22,7 @@ use crate::fill::{Fill, For};
 use crate::object::{Claim, Intent, MemoryObject};
 use crate::readahead::Bounds;
 use crate::stats::{Counter, Resolution, count};
-use crate::sync::{Condvar, Mutex, lock, thread, wait_while};
+use crate::sync::{Condvar, Mutex, lock, start_thread, thread, wait_while};
 use crate::transit::Waiter;
 use crate::units::PageIndex;
 
@@ -174,22 +177,16 @@ impl Workers {
 /// Starts a worker, which has been counted already.
 fn spawn(inner: &Arc<Inner>) -> io::Result<()> {
     let shared = inner.clone();
-    // The program's handlers must not run on our threads: they may touch a mapping.
-    let _blocked = SignalsBlocked::new();
     let work = move || {
         // A fault that nobody serves is a thread that waits for ever.
         if catch_unwind(AssertUnwindSafe(|| work(&shared))).is_err() {
             die("a panic while faults were served");
         }
     };
-    match thread::Builder::new().name("omnimap-fault".to_owned()).spawn(work) {
-        Ok(_) => Ok(()),
-        Err(error) => {
-            tracing::warn!(%error, "no further thread for faults");
-            inner.workers().leave(false);
-            Err(error)
-        }
-    }
+    start_thread("omnimap-fault", work).inspect_err(|error| {
+        tracing::warn!(%error, "no further thread for faults");
+        inner.workers().leave(false);
+    })
 }
 
 fn work(inner: &Arc<Inner>) {
@@ -202,12 +199,7 @@ fn work(inner: &Arc<Inner>) {
         loop {
             match spin.take(&*inner.faults) {
                 Ok(Some(fault)) => {
-                    let served = serve(inner, fault, Instant::now());
-                    tracing::trace!(address = %fault.address, resolution = ?served.resolution, "fault");
-                    if fault.access != Access::Read {
-                        inner.limit_dirty();
-                    }
-                    if !served.leads {
+                    if !serve(inner, fault, By::Leader) {
                         break;
                     }
                 }
@@ -279,13 +271,40 @@ fn expire(inner: &Arc<Inner>) {
     }
 }
 
+impl FaultServer for Inner {
+    fn serve(self: Arc<Self>, fault: Fault) {
+        // As in the thread of a worker.
+        if catch_unwind(AssertUnwindSafe(|| serve(&self, fault, By::Itself))).is_err() {
+            die("a panic while a fault was served");
+        }
+    }
+}
+
+/// Who serves a fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum By {
+    Leader,
+    /// The thread that raised it.
+    Itself,
+}
+
 /// What became of a fault, and whether the worker that served it leads still.
 struct Served {
     resolution: Resolution,
     leads: bool,
 }
 
-fn serve(inner: &Arc<Inner>, fault: Fault, since: Instant) -> Served {
+/// Serves a fault; whether a worker leads still.
+fn serve(inner: &Arc<Inner>, fault: Fault, by: By) -> bool {
+    let served = resolve(inner, fault, Instant::now(), by);
+    tracing::trace!(address = %fault.address, resolution = ?served.resolution, ?by, "fault");
+    if fault.access != Access::Read {
+        inner.limit_dirty();
+    }
+    served.leads
+}
+
+fn resolve(inner: &Arc<Inner>, fault: Fault, since: Instant, by: By) -> Served {
     let leading = |resolution| Served { resolution, leads: true };
     let Some(located) = inner.space.locate(fault.address) else {
         count(None, &inner.counters, Counter::faults_unmapped, 1);
@@ -306,19 +325,21 @@ fn serve(inner: &Arc<Inner>, fault: Fault, since: Instant) -> Served {
     let plan = lock(&located.reader.streams).on_fault(located.page, &bounds);
     let waiter = Waiter::Raw { address: located.address, page: located.page, since };
     let now = plan.now.part_around(located.page, inner.fill_pages_max());
-    let claim = match fault.access {
+    // A store through a private view changes its own copy, and the object not at all.
+    let access = if located.sharing == Sharing::Private { Access::Read } else { fault.access };
+    let claim = match access {
         Access::Read => object.claim(located.page, now, Some(waiter.clone()), Intent::Load),
         Access::Write | Access::WriteTrapped => {
             let mut claim = None;
             // With the view held: what an address shows must not change before its stores are let.
             inner.space.with_view(located.address, |placed, offset| {
-                if placed.object.id == object.id && placed.page_at(offset) == located.page {
-                    let intent = Intent::Store(&*placed.view, offset..offset + inner.page.bytes());
+                if placed.object.id == object.id && placed.shown.page_at(offset) == located.page {
+                    let intent = Intent::Store(&*placed.shown.view, offset..offset + inner.page.bytes());
                     claim = Some(object.claim(located.page, now, Some(waiter.clone()), intent));
                 }
             });
             // Mapped anew meanwhile: the access is repeated.
-            claim.unwrap_or(Claim::BeyondEnd)
+            claim.unwrap_or(Claim::Resident)
         }
     };
     inner.fill_ahead(object, plan.ahead, &located.reader);
@@ -330,8 +351,10 @@ fn serve(inner: &Arc<Inner>, fault: Fault, since: Instant) -> Served {
             leading(Resolution::Resident)
         }
         Claim::BeyondEnd => {
-            // The kernel says so itself (SIGBUS) as soon as the memory has been cut too.
-            inner.wake(object, &[waiter]);
+            // Where threads sleep in the kernel, it says so itself (SIGBUS) as soon as the memory has been cut too.
+            if let Err(error) = inner.faults.refuse(located.address, inner.page.bytes()) {
+                die(&format!("the thread that waits at {} cannot be woken: {error}", located.address));
+            }
             thread::yield_now();
             leading(Resolution::Unmapped)
         }
@@ -339,22 +362,29 @@ fn serve(inner: &Arc<Inner>, fault: Fault, since: Instant) -> Served {
             object.count(Counter::faults_joined, 1);
             leading(Resolution::Joined)
         }
-        Claim::Mine(fill) => fill_for_fault(inner, object, fill, located.page),
+        Claim::Mine(fill) => fill_for_fault(inner, object, fill, located.page, by),
     }
 }
 
-fn fill_for_fault(inner: &Arc<Inner>, object: &Arc<MemoryObject>, mut fill: Fill, page: PageIndex) -> Served {
+fn fill_for_fault(
+    inner: &Arc<Inner>,
+    object: &Arc<MemoryObject>,
+    mut fill: Fill,
+    page: PageIndex,
+    by: By,
+) -> Served {
     // Failed ones are counted where they fail.
     object.count(Counter::faults_filled, 1);
     // Waking another thread costs as much as a fast disk takes. So the leader goes on leading where it will not get stuck:
-    // there is room, and the store answers soon; unless others are waiting meanwhile.
+    // there is room, and the store answers soon; unless others are waiting meanwhile. Nobody waits for a thread that serves
+    // its own fault, but signals for it do.
     let soon = match inner.transfer(object).answers {
         Answers::AtOnce => true,
-        Answers::Promptly => !inner.workers().is_crowded(),
+        Answers::Promptly => by == By::Itself || !inner.workers().is_crowded(),
         Answers::Eventually => false,
     };
-    let stays = soon && fill.has_room_now(page);
-    let leads = stays || !inner.workers().hand_over(inner);
+    let stays = soon && fill.has_room_now(page, by == By::Leader);
+    let leads = stays || by == By::Itself || !inner.workers().hand_over(inner);
     if leads && !stays {
         // The last thread that may be must not get stuck either.
         inner.fill_for_waiter(fill, page);

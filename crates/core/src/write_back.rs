@@ -6,11 +6,12 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use omnimap_host::{View, die};
-use omnimap_store::{AlignedBytes, catch};
+use omnimap_store::{AlignedBytes, StoreError, WriteAt, catch};
 
 use crate::cache::Inner;
 use crate::error::{Error, Result};
@@ -98,8 +99,14 @@ struct Copied {
 impl MemoryObject {
     /// Notes that a page which was not dirty is about to be.
     pub(crate) fn note_dirty(&self, pages: &mut Pages) {
-        self.cache.dirty.fetch_add(1, Ordering::Relaxed);
+        self.count_dirty(1);
         pages.writes.dirty_since.get_or_insert_with(Instant::now);
+    }
+
+    /// Counts pages that became dirty, or (less than 0) are not any more.
+    pub(crate) fn count_dirty(&self, pages: i64) {
+        self.cache.dirty.fetch_add(pages as u64, Ordering::Relaxed);
+        self.memory.note_dirty(pages);
     }
 
     /// Makes a page that is in memory dirty, so that it may be changed; what it holds is kept for whoever wants it.
@@ -120,9 +127,13 @@ impl MemoryObject {
     pub(crate) fn let_stores(&self, pages: &mut Pages, page: PageIndex, view: &dyn View, bytes: Range<u64>) {
         self.make_dirty(pages, page);
         self.count(Counter::stores_trapped, 1);
-        if let Err(error) = view.let_stores(bytes) {
+        match view.let_stores(bytes) {
+            Ok(()) => {}
+            // There may be no more mappings, where each run of such pages is one (`FaultMode::Trap`): the thread comes back
+            // until some have been written.
+            Err(error) if error.is_out_of_memory() => self.cache.too_scattered.store(true, Ordering::Relaxed),
             // The thread would come back for ever.
-            die(&format!("{}: a page cannot be made writable: {error}", self.name));
+            Err(error) => die(&format!("{}: a page cannot be made writable: {error}", self.name)),
         }
     }
 
@@ -171,9 +182,9 @@ impl MemoryObject {
     /// Traps the stores to pages in all views.
     pub(crate) fn trap_stores(&self, runs: &[PageRange]) -> Result<()> {
         let mut outcome = Ok(());
-        self.for_views(runs, |view, _, ranges| {
+        self.for_views(runs, |shown, ranges| {
             if outcome.is_ok() {
-                outcome = view.trap_stores(ranges).map_err(|e| self.host_error(e));
+                outcome = shown.view.trap_stores(ranges).map_err(|e| self.host_error(e));
             }
         });
         outcome
@@ -227,9 +238,7 @@ impl MemoryObject {
             };
             let together = rest.iter().take_while(fits).count().max(1);
             let Some(copied) = self.copy_runs(&rest[..together], why, theirs)? else { break };
-            for copied in copied {
-                first = first.and(self.write_copied(copied, why));
-            }
+            first = first.and(self.write_copied(copied, why));
             rest = &rest[together..];
             if why == Why::Room && first.is_err() {
                 break;
@@ -304,31 +313,71 @@ impl MemoryObject {
         Copied { range, bytes }
     }
 
-    /// Gives a copy to the store, and settles what its pages are.
-    fn write_copied(&self, copied: Copied, why: Why) -> Result<()> {
-        let Copied { range, bytes } = copied;
-        let inside = self.bytes_inside(range);
-        let length = (inside.end - inside.start) as usize;
+    /// Gives copies to the store together, and settles what the pages of each are as its outcome is told.
+    fn write_copied(&self, copied: Vec<Copied>, why: Why) -> Result<()> {
+        let mut wanted = Vec::with_capacity(copied.len());
+        for copied in copied {
+            let inside = self.bytes_inside(copied.range);
+            if inside.is_empty() {
+                // Cut off meanwhile.
+                self.settle(copied.range, None);
+            } else {
+                wanted.push((copied, inside));
+            }
+        }
+        let writes: Vec<WriteAt<'_>> = wanted
+            .iter()
+            .map(|(copied, inside)| WriteAt {
+                offset: inside.start,
+                bytes: &copied.bytes[..(inside.end - inside.start) as usize],
+            })
+            .collect();
         if why == Why::Room {
-            self.cache.pace.pass(length as u64);
+            self.cache.pace.pass(writes.iter().map(|write| write.bytes.len() as u64).sum());
         }
-        let written = if length == 0 {
-            Ok(())
-        } else {
-            catch(|| self.store.write_at(inside.start, &bytes[..length])).and_then(|outcome| outcome)
+        let mut first = Ok(());
+        let mut told = vec![false; writes.len()];
+        let mut tell = |number: usize, outcome: std::result::Result<(), Arc<StoreError>>| {
+            if told.get_mut(number).is_none_or(|told| std::mem::replace(told, true)) {
+                return;
+            }
+            let outcome = self.note_written(&writes[number], outcome);
+            self.settle(wanted[number].0.range, outcome.as_ref().err());
+            if first.is_ok() {
+                first = outcome;
+            }
         };
-        let outcome = written.map_err(|source| {
-            let (object, offset) = (self.name.clone(), inside.start);
-            tracing::warn!(object = self.name(), offset, error = %source, "write-back failed");
-            Error::Write { object, offset, source: Arc::new(source) }
+        let written = catch(|| {
+            self.store.write_each(&writes, &mut |number, outcome| {
+                // Not the store's panic: whoever waits for the pages would do so for ever.
+                let told = catch_unwind(AssertUnwindSafe(|| tell(number, outcome.map_err(Arc::new))));
+                told.unwrap_or_else(|_| die("a panic while pages were written back"));
+            });
         });
+        let untold = Arc::new(written.err().unwrap_or_else(|| StoreError::Io {
+            action: "write",
+            length: 0,
+            source: std::io::Error::other("the store does not say what became of it"),
+        }));
+        (0..writes.len()).for_each(|number| tell(number, Err(untold.clone())));
+        first
+    }
+
+    /// Counts a write, and puts what went wrong with it into words.
+    fn note_written(
+        &self,
+        write: &WriteAt<'_>,
+        outcome: std::result::Result<(), Arc<StoreError>>,
+    ) -> Result<()> {
         self.count(Counter::write_backs, 1);
-        match &outcome {
-            Ok(()) => self.count(Counter::bytes_written_back, length as u64),
-            Err(_) => self.count(Counter::write_backs_failed, 1),
-        }
-        self.settle(range, outcome.as_ref().err());
-        outcome
+        let Err(source) = outcome else {
+            self.count(Counter::bytes_written_back, write.bytes.len() as u64);
+            return Ok(());
+        };
+        self.count(Counter::write_backs_failed, 1);
+        let (object, offset) = (self.name.clone(), write.offset);
+        tracing::warn!(object = self.name(), offset, error = %source, "write-back failed");
+        Err(Error::Write { object, offset, source })
     }
 
     /// Pages have been written back, or could not be.
@@ -360,7 +409,7 @@ impl MemoryObject {
             pages.writes.dirty_since = None;
         }
         drop(pages);
-        self.cache.dirty.fetch_sub(clean, Ordering::Relaxed);
+        self.count_dirty(-i64::from(clean));
         self.written.notify_all();
         self.cache.budget.evictable();
     }
@@ -404,7 +453,7 @@ impl MemoryObject {
 
 impl Writes {
     /// Whether nothing may be written for the sake of room now.
-    fn must_wait(&self) -> bool {
+    pub(crate) fn must_wait(&self) -> bool {
         self.sealed || self.failed_at.is_some_and(|at| at.elapsed() < FAILED_PAUSE)
     }
 }

@@ -36,6 +36,15 @@ pub enum HostError {
         /// The first kernel that has it.
         since: &'static str,
     },
+    /// Guard pages cannot be had for shared memory, which [`FaultMode::Trap`](crate::FaultMode::Trap) needs.
+    #[error("no guard pages for shared memory (madvise): {source}; Linux 6.15 on x86-64 has them")]
+    NoGuards {
+        /// What the kernel answered.
+        source: io::Error,
+    },
+    /// The environment asks for a fault mode that there is none of.
+    #[error("OMNIMAP_FAULT_MODE: {0}")]
+    FaultMode(#[from] crate::UnknownFaultMode),
 }
 
 /// What to do about limits of the process.
@@ -52,12 +61,19 @@ fn advice(error: &io::Error) -> &'static str {
 }
 
 impl HostError {
+    /// Whether the kernel had no memory, or no more mappings, for it.
+    pub fn is_out_of_memory(&self) -> bool {
+        self.errno() == libc::ENOMEM
+    }
+
     /// The error number, for callers that must answer with one.
     pub fn errno(&self) -> i32 {
         match self {
             HostError::Call { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),
             HostError::NoUserfaultfd { syscall, .. } => syscall.raw_os_error().unwrap_or(libc::EPERM),
             HostError::MissingFeature { .. } => libc::EOPNOTSUPP,
+            HostError::NoGuards { source } => source.raw_os_error().unwrap_or(libc::EOPNOTSUPP),
+            HostError::FaultMode(_) => libc::EINVAL,
         }
     }
 }

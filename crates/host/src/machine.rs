@@ -15,15 +15,38 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::sync::Arc;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use crate::Result;
 
-/// An address in this process.
+/// An address in this process, or in one of its kin: a forked child whose views of our memory we serve.
+///
+/// The upper 16 bits, which no address of a program has, are the number of the process; 0 is this one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Address(pub usize);
+
+impl Address {
+    const KIN_SHIFT: u32 = usize::BITS - 16;
+
+    /// The same address in a process of kin.
+    #[must_use]
+    pub fn of_kin(self, kin: u16) -> Address {
+        Address(self.in_process() | usize::from(kin) << Self::KIN_SHIFT)
+    }
+
+    /// The number of the process.
+    pub fn kin(self) -> u16 {
+        (self.0 >> Self::KIN_SHIFT) as u16
+    }
+
+    /// What that process takes for it.
+    pub fn in_process(self) -> usize {
+        self.0 & (usize::MAX >> 16)
+    }
+}
 
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -89,6 +112,104 @@ pub enum Stores {
     Let,
 }
 
+/// What accesses an address range allows (`PROT_*`, mmap(2)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Protection {
+    /// Loads.
+    pub read: bool,
+    /// Stores.
+    pub write: bool,
+    /// Instructions may be fetched.
+    pub execute: bool,
+}
+
+impl Protection {
+    /// No access at all.
+    pub const NONE: Protection = Protection { read: false, write: false, execute: false };
+    /// Loads.
+    pub const READ: Protection = Protection { read: true, ..Protection::NONE };
+    /// Loads and stores.
+    pub const READ_WRITE: Protection = Protection { write: true, ..Protection::READ };
+}
+
+/// Who sees the stores through a view (`MAP_SHARED` and `MAP_PRIVATE`, mmap(2)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Sharing {
+    /// Every shared view, and the store.
+    Shared,
+    /// This view alone: the kernel copies a page when it is first stored to.
+    Private,
+}
+
+/// Where an address range is to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place(pub(crate) At);
+
+/// The kinds of [`Place`]; those that replace something can only be made by promising that nobody minds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum At {
+    Anywhere,
+    Low,
+    Near(Address),
+    Empty(Address),
+    Over(Address),
+    There(Address),
+}
+
+impl Place {
+    /// Where the machine likes.
+    pub fn anywhere() -> Place {
+        Place(At::Anywhere)
+    }
+
+    /// Below 2 GiB (`MAP_32BIT`).
+    pub fn low() -> Place {
+        Place(At::Low)
+    }
+
+    /// At an address if that is free, else anywhere.
+    pub fn near(address: Address) -> Place {
+        Place(At::Near(address))
+    }
+
+    /// At an address, where nothing may be yet (`MAP_FIXED_NOREPLACE`).
+    pub fn empty_at(address: Address) -> Place {
+        Place(At::Empty(address))
+    }
+
+    /// At an address, in the place of whatever is there (`MAP_FIXED`).
+    ///
+    /// # Safety
+    /// Nothing in the range is used by code that does not know of it.
+    pub unsafe fn over(address: Address) -> Place {
+        Place(At::Over(address))
+    }
+
+    /// At an address where the very same is mapped already, with no access allowed, and is to be taken over: a private view
+    /// that was moved or inherited, with the pages that it has copied.
+    ///
+    /// # Safety
+    /// There is a mapping of this memory, of this offset, length and sharing, that nobody else unmaps.
+    pub unsafe fn there(address: Address) -> Place {
+        Place(At::There(address))
+    }
+}
+
+/// A view that is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ViewRequest {
+    /// Where in the memory it begins, in bytes; page-aligned.
+    pub offset: u64,
+    /// Its length in bytes.
+    pub length: u64,
+    /// Its addresses.
+    pub place: Place,
+    /// What accesses it allows.
+    pub protection: Protection,
+    /// Who sees stores through it.
+    pub sharing: Sharing,
+}
+
 /// A thread that touched a page that is not there, and waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fault {
@@ -109,6 +230,15 @@ pub enum Waited {
     Closed,
 }
 
+/// Who resolves faults in the threads that raised them.
+pub trait FaultServer: Send + Sync {
+    /// Resolves a fault, or sees to it that it will be: then the stream is told, as for a fault that was
+    /// [taken](FaultStream::take). Does not unwind.
+    ///
+    /// Called in the handler of the signal that the access raised, with all signals blocked: it must not wait for long.
+    fn serve(self: Arc<Self>, fault: Fault);
+}
+
 /// The faults of all views of one host, read by any number of threads.
 pub trait FaultStream: Send + Sync {
     /// Takes a fault that nobody else has taken, if there is one.
@@ -123,8 +253,17 @@ pub trait FaultStream: Send + Sync {
     /// Makes every present and later [`wait`](Self::wait) return [`Waited::Closed`].
     fn close(&self);
 
+    /// Lets threads that can serve the faults that they raise: until the stream is closed, and where it is for threads to do
+    /// ([`FaultMode`](crate::FaultMode)).
+    fn serve_with(&self, server: Weak<dyn FaultServer>) {
+        let _nobody_can = server;
+    }
+
     /// Lets all threads that wait for a page in the range try again; harmless where nobody waits.
     fn wake(&self, start: Address, bytes: u64) -> Result<()>;
+
+    /// As [`wake`](Self::wake), where the object has no such pages: the accesses raise SIGBUS.
+    fn refuse(&self, start: Address, bytes: u64) -> Result<()>;
 }
 
 /// The resident bytes of one object: sparse, every page present or a hole.
@@ -140,6 +279,12 @@ pub trait Memory: Send + Sync {
 
     /// Makes it longer, with holes, or shorter; the rest of the last page reads as zeros then.
     fn set_len(&self, length: u64) -> Result<()>;
+
+    /// So many pages more (or fewer) than before are in memory and not in the store: for who looks at the process from
+    /// outside.
+    fn note_dirty(&self, pages: i64) {
+        let _nobody_looks = pages;
+    }
 
     /// How its bytes may be borrowed.
     fn used_as(&self) -> Use;
@@ -159,7 +304,34 @@ pub trait Memory: Send + Sync {
     /// Faults in it arrive at the host's [`FaultStream`] from the first moment on. Stores are trapped only where
     /// [`View::trap_stores`] or a later [`fill`](Self::fill) says so: a writable view must not be touched before
     /// that was said of what is resident.
-    fn map(&self, offset: u64, length: u64) -> Result<Arc<dyn View>>;
+    fn map(&self, offset: u64, length: u64) -> Result<Arc<dyn View>> {
+        let write = self.used_as().is_writable();
+        self.map_as(&ViewRequest {
+            offset,
+            length,
+            place: Place::anywhere(),
+            protection: Protection { write, ..Protection::READ },
+            sharing: Sharing::Shared,
+        })
+    }
+
+    /// As [`map`](Self::map), at addresses, with a protection and in a way of sharing that are asked for.
+    ///
+    /// A private view may allow stores whatever the memory's [`Use`] is: they do not reach the memory.
+    fn map_as(&self, request: &ViewRequest) -> Result<Arc<dyn View>>;
+
+    /// A view that a process of kin has made (see [`Host::add_kin`]): the place of the request has no meaning, for it is at
+    /// `start`, an address of that process.
+    ///
+    /// # Errors
+    /// If the machine has no kin, or no such one.
+    fn view_of_kin(&self, request: &ViewRequest, start: Address) -> Result<Arc<dyn View>>;
+
+    /// What is there, whoever filled it: ranges in bytes, of whole pages.
+    fn present(&self) -> Result<Vec<Range<u64>>>;
+
+    /// The descriptor of the memory, for a forked child to map it by.
+    fn descriptor(&self) -> Option<BorrowedFd<'_>>;
 }
 
 /// A range of addresses that shows a [`Memory`]; unmapped when dropped.
@@ -171,6 +343,18 @@ pub trait View: Send + Sync {
 
     /// Its length in bytes, as it was asked for (the mapping itself is whole pages).
     fn length(&self) -> u64;
+
+    /// Who sees stores through it. Stores to a private one are never trapped, and its touches cannot be forgotten.
+    fn sharing(&self) -> Sharing;
+
+    /// Leaves a range to the caller, who unmaps or replaces it at once: it is not part of the view any more.
+    fn give_up(&self, range: Range<u64>);
+
+    /// Reports no faults of a range any more, which was [given up](Self::give_up) and cannot be accessed: it is to be moved.
+    ///
+    /// A mapping that is moved next to one like it becomes one with that, and the kernel then takes the whole of it out of
+    /// what is reported (`mremap_userfaultfd_prep`). One that is not reported is not like it.
+    fn end_faults(&self, range: Range<u64>) -> Result<()>;
 
     /// The bytes. Touching one that is not resident faults, and may raise SIGBUS.
     ///
@@ -223,6 +407,14 @@ pub trait View: Send + Sync {
     fn touched(&self, range: Range<u64>, parts: &mut Vec<Range<u64>>) -> Result<()>;
 }
 
+/// Addresses that are set aside for one view, and go back to where they are from when this is dropped.
+pub trait Addresses: Send + Sync {
+    /// Makes a view there, of as many pages as there are; as [`Memory::map_as`], but for the place.
+    ///
+    /// The view has to be gone when this is dropped, or its addresses are lost.
+    fn map(&mut self, memory: &dyn Memory, request: &ViewRequest) -> Result<Arc<dyn View>>;
+}
+
 /// A machine.
 pub trait Host: Send + Sync {
     /// Bytes of a page; a power of two.
@@ -239,6 +431,16 @@ pub trait Host: Send + Sync {
         used_as: Use,
     ) -> Result<(Arc<dyn Memory>, Option<Exclusive>)>;
 
-    /// The faults of all views made through this host.
+    /// The faults of all views made through this host, and of those of its kin.
     fn faults(&self) -> Arc<dyn FaultStream>;
+
+    /// Serves the faults of a forked child as well, whose views are registered with the userfaultfd that it has passed;
+    /// gives the number by which its addresses are known ([`Address::of_kin`]).
+    ///
+    /// # Errors
+    /// If the machine has no kin.
+    fn add_kin(&self, userfaultfd: OwnedFd) -> Result<u16>;
+
+    /// A child is gone, and so are its views.
+    fn remove_kin(&self, kin: u16);
 }

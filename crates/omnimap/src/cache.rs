@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use omnimap_core::{CacheOptions, Error, PageCache, Result, Stats};
+use omnimap_host::FaultMode;
 use omnimap_host::linux::LinuxHost;
 
 /// A memory budget, and everything that lives on it; cheap to clone.
@@ -28,6 +29,7 @@ use omnimap_host::linux::LinuxHost;
 #[derive(Clone)]
 pub struct Cache {
     pub(crate) pages: Arc<PageCache>,
+    fault_mode: FaultMode,
 }
 
 /// What a cache is made with; also part of [`MapOptions`](crate::MapOptions).
@@ -39,19 +41,20 @@ pub(crate) struct Limits {
     pub(crate) dirty_bytes_max: Option<u64>,
     pub(crate) dirty_time_max: Option<Duration>,
     pub(crate) write_back_bytes_per_second_max: Option<u64>,
+    pub(crate) fault_mode: Option<FaultMode>,
 }
 
 impl Cache {
     /// A cache of `budget_bytes`, in whole pages; at least 8.
     ///
     /// # Errors
-    /// A budget that is too small; a machine without userfaultfd, with what to do about it.
+    /// A budget that is too small; a machine that allows no fault mode, with what to do about it.
     pub fn new(budget_bytes: u64) -> Result<Cache> {
         Self::with_limits(Limits { budget_bytes, ..Limits::default() })
     }
 
     pub(crate) fn with_limits(limits: Limits) -> Result<Cache> {
-        let host = LinuxHost::open()
+        let host = LinuxHost::open(limits.fault_mode)
             .map_err(|e| Error::Host { object: "page cache".into(), source: Arc::new(e) })?;
         let mut options = CacheOptions::new(limits.budget_bytes);
         if let Some(workers) = limits.workers_max {
@@ -64,7 +67,21 @@ impl Cache {
         options.dirty_bytes_max = limits.dirty_bytes_max.unwrap_or(options.dirty_bytes_max);
         options.dirty_time_max = limits.dirty_time_max.unwrap_or(options.dirty_time_max);
         options.write_back_bytes_per_second_max = limits.write_back_bytes_per_second_max;
-        Ok(Cache { pages: PageCache::new(Arc::new(host), options)? })
+        let fault_mode = host.fault_mode();
+        Ok(Cache { pages: PageCache::new(Arc::new(host), options)?, fault_mode })
+    }
+
+    /// As [`new`](Self::new), with faults served in one way and no other.
+    ///
+    /// # Errors
+    /// As there, and if this machine does not allow that way.
+    pub fn with_fault_mode(budget_bytes: u64, mode: FaultMode) -> Result<Cache> {
+        Self::with_limits(Limits { budget_bytes, fault_mode: Some(mode), ..Limits::default() })
+    }
+
+    /// How faults are served.
+    pub fn fault_mode(&self) -> FaultMode {
+        self.fault_mode
     }
 
     /// The budget in bytes, in whole pages.

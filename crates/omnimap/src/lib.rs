@@ -33,26 +33,42 @@
 //! survived.
 //!
 //! # Processes
-//! A mapping belongs to the process that made it. A forked child does not have it: touching it there is SIGSEGV, and
-//! the checked calls answer [`Error::Forked`].
+//! A mapping of this safe API belongs to the process that made it. A forked child does not have it: touching it there is
+//! SIGSEGV, and the checked calls answer [`Error::Forked`]. Mappings made by [`posix::mmap()`], of paged objects too, are
+//! inherited as fork(2) says, and go on in the child when the parent is gone ([`posix::minherit()`] changes what a child gets).
 #![forbid(unsafe_code)]
+
+pub mod alloc;
+
+pub mod kernel;
 
 mod cache;
 mod mapping;
 mod options;
+mod place;
+mod residency;
+mod typed;
 mod writable;
 
+pub mod shm;
+
 pub use cache::Cache;
-pub use mapping::{Advice, Mapping, Residency};
+pub use mapping::{Advice, Mapping};
 pub use omnimap_core::{Error, PinGuard, Prefetch, Prefetched, Resolution, Result, Stats, WaitingTimes};
+pub use omnimap_host::FaultMode;
+pub use omnimap_posix as posix;
 pub use omnimap_store as store;
 pub use omnimap_store::{BackingStore, Format, StoreError};
 pub use options::MapOptions;
+pub use place::Reservation;
+pub use residency::Residency;
 pub use writable::{MappingMut, SharedMapping, SyncMode};
 
 /// The machine: what it allows, and its own mappings to compare with.
 pub mod machine {
     pub use omnimap_host::linux::{
-        Finding, KernelFile, KernelFileMut, Origin, Probe, drop_cached, page_bytes, probe,
+        FilePages, Finding, KernelFile, KernelFileMut, MappedRange, ObjectKind, Origin, Probe, drop_cached,
+        evict_cached, mapped_ranges, mapping_processes, page_bytes, probe,
     };
+    pub use omnimap_host::{Ending, Sharing};
 }

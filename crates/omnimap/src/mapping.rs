@@ -7,6 +7,7 @@ use std::path::Path;
 use omnimap_core::{Error, MappedView, Pattern, PinGuard, Prefetch, Result, Stats};
 
 use crate::MapOptions;
+use crate::residency::{Residency, lock, residency, unlock};
 
 /// An object, or a part of it, as a read-only slice.
 ///
@@ -39,22 +40,6 @@ pub enum Advice {
     WillNeed,
     /// It will not be needed soon: pages that lie in it as a whole are dropped, unless they are pinned.
     DontNeed,
-}
-
-/// What of a range is in memory.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Residency {
-    /// The parts that are, in order, in bytes from the mapping's start; whole pages, cut to the range.
-    pub resident: Vec<Range<u64>>,
-    /// Bytes of the range.
-    pub bytes: u64,
-}
-
-impl Residency {
-    /// Bytes of the range that are in memory.
-    pub fn resident_bytes(&self) -> u64 {
-        self.resident.iter().map(|part| part.end - part.start).sum()
-    }
 }
 
 impl Mapping {
@@ -131,6 +116,36 @@ impl Mapping {
         residency(&self.view, range)
     }
 
+    /// Brings a range into memory and keeps it there, in whole pages, until it is [unlocked](Self::unlock) or the mapping is
+    /// dropped (mlock(2)).
+    ///
+    /// Locks do not nest: one unlock undoes any number. Half of a budget can be locked or pinned at a time. The kernel
+    /// locks the addresses too, so the limit of the process counts (RLIMIT_MEMLOCK).
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`]; [`Error::PinLimit`]; [`Error::Host`] where the kernel does not allow it; [`Error::Read`] if
+    /// the store fails. Nothing more is locked then than before.
+    pub fn lock(&self, range: Range<u64>) -> Result<()> {
+        lock(&self.view, range)
+    }
+
+    /// Lets the pages of a range go again (munlock(2)).
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`].
+    pub fn unlock(&self, range: Range<u64>) -> Result<()> {
+        unlock(&self.view, range)
+    }
+
+    /// Makes two independent mappings of one, as [`Vec::split_off`]: keeps the first `at` bytes, where they are, and gives
+    /// the rest, at new addresses. What is locked of the rest is not any more.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`]; [`Error::Host`] if there are no addresses; nothing has changed then.
+    pub fn split_off(&mut self, at: u64) -> Result<Mapping> {
+        Ok(Mapping { view: self.view.split_off(at)? })
+    }
+
     /// Figures of the object since it was mapped.
     pub fn stats(&self) -> Stats {
         self.view.stats()
@@ -170,12 +185,6 @@ pub(crate) fn advise(view: &MappedView, range: Range<u64>, advice: Advice) -> Re
         Advice::WillNeed => view.prefetch(&[range]).map(drop),
         Advice::DontNeed => view.evict(range).map(drop),
     }
-}
-
-pub(crate) fn residency(view: &MappedView, range: Range<u64>) -> Result<Residency> {
-    let bytes = length_of(view, &range)?;
-    let runs = view.residency(range)?;
-    Ok(Residency { resident: runs.into_iter().filter(|(_, r)| *r).map(|(run, _)| run).collect(), bytes })
 }
 
 impl Deref for Mapping {

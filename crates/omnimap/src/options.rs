@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use omnimap_core::{Error, MappedView, Result};
-use omnimap_host::Use;
+use omnimap_host::linux::Wishes;
+use omnimap_host::{FaultMode, Use};
+use omnimap_posix::{Object, Rights};
 use omnimap_store::{
     BackingStore, FileStore, Format, JournalOptions, PrivateStore, SwapOptions, SwapStore, Verified,
     Writability, catch, journal,
@@ -14,6 +16,7 @@ use omnimap_store::{
 
 use crate::cache::{Cache, Limits};
 use crate::mapping::advise;
+use crate::place::Reservation;
 use crate::{Advice, Mapping, MappingMut, SharedMapping};
 
 /// How a mapping is made: a builder, as [`std::fs::OpenOptions`].
@@ -40,9 +43,9 @@ use crate::{Advice, Mapping, MappingMut, SharedMapping};
 pub struct MapOptions {
     budget_bytes: u64,
     cache: Option<Cache>,
-    offset: u64,
-    length: Option<u64>,
-    advice: Advice,
+    pub(crate) offset: u64,
+    pub(crate) length: Option<u64>,
+    pub(crate) advice: Advice,
     readahead_bytes_max: u64,
     workers_max: Option<NonZeroUsize>,
     fill_time_max: Option<Duration>,
@@ -52,10 +55,13 @@ pub struct MapOptions {
     atomic: bool,
     journal: Option<PathBuf>,
     journal_options: JournalOptions,
-    swap: SwapOptions,
+    pub(crate) swap: SwapOptions,
     dirty_bytes_max: Option<u64>,
     dirty_time_max: Option<Duration>,
     write_back_bytes_per_second_max: Option<u64>,
+    fault_mode: Option<FaultMode>,
+    pub(crate) wishes: Wishes,
+    pub(crate) reservation: Option<(Reservation, u64)>,
 }
 
 impl MapOptions {
@@ -85,6 +91,9 @@ impl MapOptions {
             dirty_bytes_max: None,
             dirty_time_max: None,
             write_back_bytes_per_second_max: None,
+            fault_mode: None,
+            wishes: Wishes::default(),
+            reservation: None,
         }
     }
 
@@ -191,7 +200,7 @@ impl MapOptions {
         self
     }
 
-    /// Dirty bytes above which they are written back in the background; the default is a quarter of the budget. Ignored
+    /// Dirty bytes above which they are written back in the background; the default is half of the budget. Ignored
     /// with a cache.
     pub fn dirty_max(&mut self, bytes: u64) -> &mut Self {
         self.dirty_bytes_max = Some(bytes);
@@ -208,6 +217,14 @@ impl MapOptions {
     /// for (a sync) is not bounded. Ignored with a cache.
     pub fn write_back_rate_max(&mut self, bytes_per_second: u64) -> &mut Self {
         self.write_back_bytes_per_second_max = Some(bytes_per_second);
+        self
+    }
+
+    /// How faults are served; the default is what the environment variable `OMNIMAP_FAULT_MODE` says (`worker`, `in-thread`
+    /// or `trap`), or else the first of [`Worker`](FaultMode::Worker) and [`Trap`](FaultMode::Trap) that this machine
+    /// allows. Ignored with a cache.
+    pub fn fault_mode(&mut self, mode: FaultMode) -> &mut Self {
+        self.fault_mode = Some(mode);
         self
     }
 
@@ -324,6 +341,75 @@ impl MapOptions {
         Ok(SharedMapping::new(self.view(self.swap_store(length)?, Use::Shared)?))
     }
 
+    /// Opens a local file as a paged object for [`posix::mmap`](crate::posix::mmap()), to be read.
+    ///
+    /// Offset, length, reserve and advice are the call's; the rest of these options holds.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    ///
+    /// # Example
+    /// ```
+    /// use omnimap::MapOptions;
+    /// use omnimap::posix::{MapFlags, Prot, mmap, munmap};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let file = tempfile::NamedTempFile::new()?;
+    /// # std::fs::write(file.path(), b"abc")?;
+    /// let object = MapOptions::new().budget(1 << 20).open_object(file.path())?;
+    /// // SAFETY: a new mapping at a place of the kernel's choice; it is read and unmapped here, and nowhere else.
+    /// unsafe {
+    ///     let bytes = mmap(std::ptr::null_mut(), 3, Prot::READ, MapFlags::PRIVATE, &object, 0)?;
+    ///     assert_eq!(bytes.cast::<u8>().add(1).read(), b'b');
+    ///     munmap(bytes, 3)?;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn open_object(&self, path: impl AsRef<Path>) -> Result<Arc<Object>> {
+        self.object(omnimap_store::open(path, self.format)?)
+    }
+
+    /// As [`open_object`](Self::open_object), to be stored to as well.
+    ///
+    /// # Errors
+    /// As [`open_mut`](Self::open_mut).
+    pub fn open_object_mut(&self, path: impl AsRef<Path>) -> Result<Arc<Object>> {
+        self.paged_object(self.writable_file(path.as_ref())?, Rights::ReadWrite)
+    }
+
+    /// Makes any store a paged object, to be read.
+    ///
+    /// # Errors
+    /// As [`map`](Self::map).
+    pub fn object(&self, store: Arc<dyn BackingStore>) -> Result<Arc<Object>> {
+        self.paged_object(self.held_to_its_bytes(store)?, Rights::ReadOnly)
+    }
+
+    /// Makes a writable store a paged object, to be stored to as well.
+    ///
+    /// # Errors
+    /// As [`map_mut`](Self::map_mut).
+    pub fn object_mut(&self, store: Arc<dyn BackingStore>) -> Result<Arc<Object>> {
+        self.paged_object(self.writable_store(store)?, Rights::ReadWrite)
+    }
+
+    /// Memory of its own as a paged object: zeros at first, under the budget, larger than RAM if need be.
+    ///
+    /// # Errors
+    /// As [`anonymous`](Self::anonymous).
+    pub fn anonymous_object(&self, length: u64) -> Result<Arc<Object>> {
+        self.paged_object(self.swap_store(length)?, Rights::ReadWrite)
+    }
+
+    fn paged_object(&self, store: Arc<dyn BackingStore>, rights: Rights) -> Result<Arc<Object>> {
+        let used_as = if rights == Rights::ReadOnly { Use::ReadOnly } else { Use::Shared };
+        // Views at given addresses, and for other processes, need it.
+        let cache = MapOptions { fault_mode: Some(FaultMode::Worker), ..self.clone() }.cache_to_use()?;
+        let (object, _) = cache.pages.open_as(store, used_as)?;
+        Ok(Object::new(cache.pages, object, rights, self.readahead_bytes_max))
+    }
+
     fn swap_store(&self, length: u64) -> Result<Arc<dyn BackingStore>> {
         Ok(Arc::new(SwapStore::new("anonymous memory", length, self.swap.clone())?))
     }
@@ -363,18 +449,24 @@ impl MapOptions {
         Ok(if self.verify || may_change { Arc::new(Verified::new(store)) } else { store })
     }
 
+    pub(crate) fn cache_to_use(&self) -> Result<Cache> {
+        if let Some(cache) = &self.cache {
+            return Ok(cache.clone());
+        }
+        Cache::with_limits(Limits {
+            budget_bytes: self.budget_bytes,
+            workers_max: self.workers_max,
+            fill_time_max: self.fill_time_max,
+            dirty_bytes_max: self.dirty_bytes_max,
+            dirty_time_max: self.dirty_time_max,
+            write_back_bytes_per_second_max: self.write_back_bytes_per_second_max,
+            // Views at given addresses need it.
+            fault_mode: if self.reservation.is_some() { Some(FaultMode::Worker) } else { self.fault_mode },
+        })
+    }
+
     fn view(&self, store: Arc<dyn BackingStore>, used_as: Use) -> Result<MappedView> {
-        let cache = match &self.cache {
-            Some(cache) => cache.clone(),
-            None => Cache::with_limits(Limits {
-                budget_bytes: self.budget_bytes,
-                workers_max: self.workers_max,
-                fill_time_max: self.fill_time_max,
-                dirty_bytes_max: self.dirty_bytes_max,
-                dirty_time_max: self.dirty_time_max,
-                write_back_bytes_per_second_max: self.write_back_bytes_per_second_max,
-            })?,
-        };
+        let cache = self.cache_to_use()?;
         let (object, exclusive) = cache.pages.open_as(store, used_as)?;
         let length = self.length.unwrap_or(object.len().saturating_sub(self.offset));
         if self.offset.checked_add(length).is_none_or(|end| end > object.len()) {
@@ -382,9 +474,16 @@ impl MapOptions {
             return Err(Error::OutOfRange { object: object.name().into(), offset, length, end });
         }
         let reserved = if used_as == Use::ReadOnly { length } else { length.max(self.reserve_bytes) };
-        let view = cache.pages.map(&object, self.offset, reserved, self.readahead_bytes_max)?;
+        let location = self.location(object.name(), self.offset, reserved)?;
+        let view = cache.pages.map_to(&object, self.offset, reserved, self.readahead_bytes_max, location)?;
         let view = view.with_exclusive(exclusive);
         advise(&view, 0..length, self.advice)?;
+        if self.wishes.lock {
+            crate::residency::lock(&view, 0..length)?;
+        } else if self.wishes.populate {
+            // Best effort: what cannot be fetched is told to whoever accesses it.
+            let _ = view.prefetch(std::slice::from_ref(&(0..length)))?.wait();
+        }
         Ok(view)
     }
 }

@@ -6,10 +6,10 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
 
 use omnimap_core::{Error, MappedView, Prefetch, Result, Stats};
-use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use crate::mapping::{advise, length_of, residency};
-use crate::{Advice, MapOptions, Mapping, Residency};
+use crate::mapping::{advise, length_of};
+use crate::residency::{Residency, lock, residency, unlock};
+use crate::{Advice, MapOptions, Mapping};
 
 /// How long [`MappingMut::sync_range`] and [`SharedMapping::sync_range`] take (msync(2)).
 ///
@@ -61,6 +61,22 @@ macro_rules! common {
             /// [`Error::OutOfRange`].
             pub fn residency(&self, range: Range<u64>) -> Result<Residency> {
                 residency(&self.view, range)
+            }
+
+            /// Brings a range into memory and keeps it there, in whole pages, until it is unlocked or the mapping is dropped.
+            ///
+            /// # Errors
+            /// As [`Mapping::lock`].
+            pub fn lock(&self, range: Range<u64>) -> Result<()> {
+                lock(&self.view, range)
+            }
+
+            /// Lets the pages of a range go again.
+            ///
+            /// # Errors
+            /// [`Error::OutOfRange`].
+            pub fn unlock(&self, range: Range<u64>) -> Result<()> {
+                unlock(&self.view, range)
             }
 
             /// Figures of the object since it was mapped.
@@ -278,6 +294,15 @@ impl SharedMapping {
         SharedMapping { view }
     }
 
+    /// Makes two independent mappings of one: keeps the first `at` bytes, where they are, and gives the rest, at new
+    /// addresses. Both show one object, under one budget: a sync of one is about its own range.
+    ///
+    /// # Errors
+    /// As [`Mapping::split_off`].
+    pub fn split_off(&mut self, at: u64) -> Result<SharedMapping> {
+        Ok(SharedMapping { view: self.view.split_off(at)? })
+    }
+
     /// Length in bytes, of what the object has of the mapping now.
     pub fn len(&self) -> u64 {
         self.view.len()
@@ -296,38 +321,11 @@ impl SharedMapping {
         self.view.write_at(offset, from)
     }
 
-    /// Copies a value out.
-    ///
-    /// # Errors
-    /// As [`read_at`](Self::read_at).
-    pub fn read<T: FromBytes + IntoBytes>(&self, offset: u64) -> Result<T> {
-        let mut value = T::new_zeroed();
-        self.read_at(offset, value.as_mut_bytes())?;
-        Ok(value)
-    }
-
-    /// Copies a value in.
-    ///
-    /// # Errors
-    /// As [`write_at`](Self::write_at).
-    pub fn write<T: IntoBytes + Immutable>(&self, offset: u64, value: &T) -> Result<()> {
-        self.write_at(offset, value.as_bytes())
-    }
+    crate::typed::typed_access!();
 
     /// All bytes as atomic cells.
     pub fn cells(&self) -> &[AtomicU8] {
         self.view.cells()
-    }
-
-    /// The 32-bit number at an offset, in the machine's byte order; `None` if it is not inside, or not at a multiple of 4
-    /// bytes of the address.
-    pub fn atomic_u32(&self, offset: u64) -> Option<&AtomicU32> {
-        omnimap_host::as_u32(self.part(offset, 4)?)?.first()
-    }
-
-    /// As [`atomic_u32`](Self::atomic_u32), with 64 bits and 8 bytes.
-    pub fn atomic_u64(&self, offset: u64) -> Option<&AtomicU64> {
-        omnimap_host::as_u64(self.part(offset, 8)?)?.first()
     }
 
     /// A range as 64-bit numbers; `None` if it is not inside or its ends are not at multiples of 8 bytes.

@@ -203,7 +203,7 @@ fn left_behind() -> (usize, usize, usize) {
         std::thread::sleep(Duration::from_millis(10));
     }
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
-    let views = maps.lines().filter(|l| l.contains("memfd:omnimap")).count();
+    let views = maps.lines().filter(|l| l.contains("memfd:omnimap:")).count();
     (std::fs::read_dir("/proc/self/fd").unwrap().count(), views, threads)
 }
 

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use omnimap::store::{Counting, MemoryStore, PackOptions, SwapOptions, pack};
-use omnimap::{Error, MapOptions};
+use omnimap::store::{Counting, MemoryStore, PackOptions, SwapOptions, SwapStore, pack};
+use omnimap::{BackingStore, Error, MapOptions};
 use omnimap_testkit::{Prng, pattern, skip_without_mappings, within};
 
 const LIMIT: Duration = Duration::from_secs(120);
@@ -176,5 +176,24 @@ fn a_snapshot_of_anonymous_memory_keeps_more_than_memory_holds() {
             assert_eq!(snapshot[(i * page()) as usize..][..8], i.to_ne_bytes(), "page {i}");
         }
         assert!(array.iter().all(|byte| *byte == 0xff));
+    });
+}
+
+#[test]
+fn y04_what_goes_with_its_store_is_not_written_when_its_mapping_goes() {
+    if skip_without_mappings() {
+        return;
+    }
+    within(LIMIT, || {
+        let written = |store: Arc<dyn BackingStore>| {
+            let counting = Arc::new(Counting::new(store));
+            let mut mapping = MapOptions::new().map_mut(counting.clone()).unwrap();
+            mapping.fill(7);
+            drop(mapping);
+            counting.counts().bytes_written
+        };
+        let length = 100 * page();
+        assert_eq!(written(Arc::new(SwapStore::new("swap", length, tight()).unwrap())), 0);
+        assert_eq!(written(Arc::new(MemoryStore::writable("base", vec![0; length as usize]))), length);
     });
 }

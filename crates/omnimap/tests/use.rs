@@ -98,6 +98,37 @@ fn prefetched_bytes_are_there_without_a_fault() {
     });
 }
 
+/// A file on a disk is asked for several pages at a time.
+#[test]
+fn scattered_pages_of_a_file_are_prefetched() {
+    if omnimap_testkit::skip_without_mappings() {
+        return;
+    }
+    within(LIMIT, || {
+        let bytes: Vec<u8> = (0..8 * MIB).map(pattern).collect();
+        // Not in a temporary directory, which may be memory.
+        let file = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        std::fs::write(&file, &bytes).unwrap();
+        let mapping = MapOptions::new().budget(8 * MIB).open(file.path()).unwrap();
+        let page = mapping.page_bytes();
+        let pages: Vec<u64> = (0..400).map(|number| number * 1237 % (8 * MIB / page)).collect();
+        let ranges: Vec<_> = pages.iter().map(|at| at * page..(at + 1) * page).collect();
+        let mut distinct = pages.clone();
+        distinct.sort_unstable();
+        distinct.dedup();
+        let fetched = mapping.prefetch_many(&ranges).unwrap().wait().unwrap();
+        assert_eq!((fetched.bytes, fetched.bytes_left_out), (distinct.len() as u64 * page, 0));
+        for at in ranges.into_iter().flat_map(|range| [range.start, range.end - 1]) {
+            assert_eq!(mapping[at as usize], pattern(at), "byte {at}");
+        }
+        let stats = mapping.stats();
+        assert_eq!(
+            stats.bytes_filled, fetched.bytes,
+            "nothing else was fetched, and nothing twice: {stats:?}"
+        );
+    });
+}
+
 #[test]
 fn a_prefetch_larger_than_the_budget_brings_what_has_room() {
     if omnimap_testkit::skip_without_mappings() {
@@ -278,4 +309,13 @@ fn a_store_of_the_users_own_can_be_mapped() {
             assert_eq!(u64::from_le_bytes(*square), n * n);
         }
     });
+}
+
+#[test]
+fn w1_the_windows_calls_have_their_counterparts() {
+    let table = std::fs::read_to_string("../../docs/windows.md").unwrap();
+    for call in ["CreateFileMapping", "MapViewOfFile", "VirtualAlloc", "VirtualProtect", "VirtualLock"] {
+        let row = table.lines().find(|line| line.starts_with('|') && line.contains(call));
+        assert!(row.is_some(), "{call}");
+    }
 }

@@ -1,10 +1,16 @@
 //! What a store does not take is told, and not lost.
 
 use std::io;
+use std::ptr::null_mut;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use omnimap::store::{Counting, Faulty, MemoryStore, Misbehaviour, StoreError, Writability};
+use omnimap::posix::{MapFlags, Prot, mmap, munmap};
+use omnimap::store::{
+    Counting, Faulty, FileStore, MemoryStore, Misbehaviour, StoreError, Throttle, Throttled, Writability,
+    WriteAt,
+};
 use omnimap::{BackingStore, Error, MapOptions, MappingMut, SyncMode};
 use omnimap_testkit::{Prng, skip_without_mappings, within};
 
@@ -243,6 +249,92 @@ fn a_store_that_panics_or_writes_half_loses_nothing() {
     });
 }
 
+/// Stores everything, and is careless in what it says of writes that are made together.
+struct Careless {
+    memory: MemoryStore,
+    says: Says,
+    /// Calls that are answered as they should be, after the first.
+    calls: AtomicU64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Says {
+    Nothing,
+    /// And then panics.
+    TheFirst,
+    /// Of writes that there are not, too, and of each first that it succeeded and then that it failed.
+    TooMuch,
+}
+
+impl BackingStore for Careless {
+    fn name(&self) -> &str {
+        "careless"
+    }
+    fn len(&self) -> u64 {
+        self.memory.len()
+    }
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> omnimap::store::Result<usize> {
+        self.memory.read_at(offset, into)
+    }
+    fn writability(&self) -> Writability {
+        Writability::ReadWrite
+    }
+    fn write_at(&self, offset: u64, from: &[u8]) -> omnimap::store::Result<()> {
+        self.memory.write_at(offset, from)
+    }
+    fn write_each(&self, writes: &[WriteAt<'_>], written: &mut dyn FnMut(usize, omnimap::store::Result<()>)) {
+        if self.calls.fetch_add(1, Ordering::SeqCst) > 0 {
+            return self.memory.write_each(writes, written);
+        }
+        match self.says {
+            Says::Nothing => {}
+            Says::TheFirst => {
+                self.memory.write_at(writes[0].offset, writes[0].bytes).unwrap();
+                written(0, Ok(()));
+                panic!("as it does");
+            }
+            Says::TooMuch => {
+                self.memory.write_each(writes, written);
+                (0..writes.len() + 2).for_each(|number| written(number, Err(no_space("write"))));
+            }
+        }
+    }
+    fn sync(&self) -> omnimap::store::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn e1_what_a_store_does_not_say_of_a_write_counts_as_its_failure() {
+    if skip_without_mappings() {
+        return;
+    }
+    for says in [Says::Nothing, Says::TheFirst, Says::TooMuch] {
+        within(LIMIT, move || {
+            let memory = MemoryStore::writable("careless", vec![0; (64 * page()) as usize]);
+            let store = Arc::new(Careless { memory, says, calls: AtomicU64::new(0) });
+            let mut mapping = MapOptions::new().map_mut(store.clone()).unwrap();
+            for index in [3, 5, 8] {
+                mapping[(index * page()) as usize] = index as u8;
+            }
+            let (told, dirty) = (mapping.sync(), mapping.dirty_bytes() / page());
+            let expected = match says {
+                Says::Nothing => (true, 3),
+                Says::TheFirst => (true, 2),
+                Says::TooMuch => (false, 0),
+            };
+            assert_eq!((told.is_err(), dirty), expected, "{says:?}: {told:?}");
+            mapping.sync().unwrap();
+            assert_eq!(mapping.dirty_bytes(), 0);
+            for index in [3, 5, 8] {
+                let mut byte = [0];
+                store.read_at(index * page(), &mut byte).unwrap();
+                assert_eq!(byte, [index as u8], "{says:?}");
+            }
+        });
+    }
+}
+
 #[test]
 fn resize_through_the_mapping() {
     if skip_without_mappings() {
@@ -370,4 +462,40 @@ fn a_mapping_that_is_leaked_is_written_at_exit() {
             assert_eq!((bytes.len(), bytes[9_999]), (10_000, 42));
         }
     }
+}
+
+/// A write-back that has begun when the object gets shorter does not bring back what is cut off.
+#[test]
+fn m21_a_page_that_is_cut_while_it_is_written_back_stays_cut() {
+    if skip_without_mappings() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("cut");
+    std::fs::write(&path, vec![1; 2 * page() as usize]).unwrap();
+    within(LIMIT, move || {
+        let file = Arc::new(FileStore::open_writable(&path).unwrap());
+        let (latency, bytes_per_second_max) = (Duration::from_millis(100), u64::MAX);
+        let slow = Throttled::new(file, Throttle { latency, bytes_per_second_max, in_flight_max: 4 });
+        let object = MapOptions::new().budget(32 * page()).object_mut(Arc::new(slow)).unwrap();
+        object.write_at(0, &vec![7; 2 * page() as usize]).unwrap();
+        let room = page() / 2;
+        let length = 2 * page() as usize;
+        // SAFETY: a new mapping at a place of the kernel's choice.
+        let start =
+            unsafe { mmap(null_mut(), length, Prot::READ, MapFlags::SHARED, &object, 0) }.unwrap() as usize;
+        std::thread::scope(|scope| {
+            // Writes what is dirty; nobody waits for it but this thread.
+            // SAFETY: made above, and used by nobody.
+            scope.spawn(move || unsafe { munmap(start as *mut _, length) }.unwrap());
+            std::thread::sleep(Duration::from_millis(30)); // It is at its write, most likely.
+            object.set_len(page() + room).unwrap();
+        });
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), page() + room);
+        object.set_len(2 * page()).unwrap();
+        object.sync().unwrap();
+        let stored = std::fs::read(&path).unwrap();
+        assert!(stored[..(page() + room) as usize].iter().all(|byte| *byte == 7));
+        assert!(stored[(page() + room) as usize..].iter().all(|byte| *byte == 0));
+    });
 }

@@ -24,6 +24,15 @@ impl AlignedBytes {
     }
 }
 
+impl From<&[u8]> for AlignedBytes {
+    /// A copy.
+    fn from(bytes: &[u8]) -> AlignedBytes {
+        let mut copy = AlignedBytes::new(bytes.len());
+        copy.copy_from_slice(bytes);
+        copy
+    }
+}
+
 impl Deref for AlignedBytes {
     type Target = [u8];
     fn deref(&self) -> &[u8] {

@@ -112,6 +112,24 @@ pub trait BackingStore: Send + Sync {
         Err(StoreError::ReadOnly)
     }
 
+    /// Makes several reads, each as [`read_at`](Self::read_at) does, and calls `came` with the number and the outcome of each:
+    /// once, in any order. They are made in any order too.
+    ///
+    /// The default makes one after the other. A store that has a queue, or is far away, may do better.
+    fn read_each(&self, reads: &mut [ReadAt<'_>], came: &mut dyn FnMut(usize, Result<usize>)) {
+        read_in_turn(reads, came, |offset, into| self.read_at(offset, into));
+    }
+
+    /// Makes several writes that do not overlap, each as [`write_at`](Self::write_at) does, and calls `written` with the
+    /// number and the outcome of each: once, in any order. They are made in any order too.
+    ///
+    /// The default makes one after the other. A store to which many small writes are dearer than one may do better.
+    fn write_each(&self, writes: &[WriteAt<'_>], written: &mut dyn FnMut(usize, Result<()>)) {
+        for (number, write) in writes.iter().enumerate() {
+            written(number, self.write_at(write.offset, write.bytes));
+        }
+    }
+
     /// Makes the object longer, with zeros, or shorter.
     fn set_len(&self, length: u64) -> Result<()> {
         let _ = length;
@@ -129,10 +147,29 @@ pub trait BackingStore: Send + Sync {
         false
     }
 
+    /// Whether the bytes go with the store: what nobody can look at any more need not be written to it.
+    fn is_temporary(&self) -> bool {
+        false
+    }
+
     /// Takes the object as it is now, after others have changed it and [`StoreError::Changed`] told so: later reads give
     /// the new bytes, and later writes are no conflict. Its length is asked anew.
     fn refresh(&self) -> Result<()> {
         Ok(())
+    }
+
+    /// Opens the object anew, for a forked child that goes on with it when its parent is gone. A version that is
+    /// promised stays the same; of a writable object it is the present one.
+    ///
+    /// Called in the child, where other threads of the parent may have left locks behind: none is waited for.
+    ///
+    /// # Errors
+    /// [`StoreError::Unusable`] if the bytes, or what it takes to find them, lay in the memory of the parent: the default.
+    fn reopen(&self) -> Result<Arc<dyn BackingStore>> {
+        Err(StoreError::Unusable {
+            name: self.name().to_owned(),
+            reason: "its bytes lay in the memory of a process that is gone".to_owned(),
+        })
     }
 }
 
@@ -161,6 +198,12 @@ impl<S: BackingStore + ?Sized> BackingStore for Arc<S> {
     fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
         (**self).write_at(offset, bytes)
     }
+    fn read_each(&self, reads: &mut [ReadAt<'_>], came: &mut dyn FnMut(usize, Result<usize>)) {
+        (**self).read_each(reads, came);
+    }
+    fn write_each(&self, writes: &[WriteAt<'_>], written: &mut dyn FnMut(usize, Result<()>)) {
+        (**self).write_each(writes, written);
+    }
     fn set_len(&self, length: u64) -> Result<()> {
         (**self).set_len(length)
     }
@@ -170,9 +213,44 @@ impl<S: BackingStore + ?Sized> BackingStore for Arc<S> {
     fn is_atomic(&self) -> bool {
         (**self).is_atomic()
     }
+    fn is_temporary(&self) -> bool {
+        (**self).is_temporary()
+    }
     fn refresh(&self) -> Result<()> {
         (**self).refresh()
     }
+    fn reopen(&self) -> Result<Arc<dyn BackingStore>> {
+        (**self).reopen()
+    }
+}
+
+/// Makes several reads one after the other.
+pub(crate) fn read_in_turn(
+    reads: &mut [ReadAt<'_>],
+    came: &mut dyn FnMut(usize, Result<usize>),
+    read_at: impl Fn(u64, &mut [u8]) -> Result<usize>,
+) {
+    for (number, read) in reads.iter_mut().enumerate() {
+        came(number, read_at(read.offset, read.into));
+    }
+}
+
+/// One of several reads that are made together ([`BackingStore::read_each`]).
+#[derive(Debug)]
+pub struct ReadAt<'a> {
+    /// Where, in bytes from the object's start.
+    pub offset: u64,
+    /// What is to be filled.
+    pub into: &'a mut [u8],
+}
+
+/// One of several writes that are made together ([`BackingStore::write_each`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WriteAt<'a> {
+    /// Where it begins in the object, in bytes.
+    pub offset: u64,
+    /// What is written there.
+    pub bytes: &'a [u8],
 }
 
 /// How transfers with a store are best made.
@@ -184,9 +262,14 @@ pub struct Transfer {
     pub in_flight_max: NonZeroUsize,
     /// How long a request may take.
     pub answers: Answers,
+    /// Reads of [`read_each`](BackingStore::read_each) that are under way together; 1 if it makes one after the other.
+    pub reads_together_max: NonZeroUsize,
 }
 
 /// How long a store may take to answer.
+///
+/// One that answers at once or promptly may be asked by the very thread that needs the bytes, while that touches a page (in
+/// a signal handler, in some fault modes): it must not need a lock or a thread-local cell that such a thread may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answers {
     /// From memory, without waiting for anything.
@@ -217,12 +300,18 @@ impl Transfer {
             preferred_bytes: at_least_one(preferred_bytes),
             in_flight_max: at_least_one(in_flight_max),
             answers: Answers::Eventually,
+            reads_together_max: NonZeroUsize::MIN,
         }
     }
 
     /// The same, from a store of which more is known.
     pub const fn answering(self, answers: Answers) -> Transfer {
         Transfer { answers, ..self }
+    }
+
+    /// The same, of a store that makes several reads together.
+    pub const fn reading_together(self, reads_together_max: NonZeroUsize) -> Transfer {
+        Transfer { reads_together_max, ..self }
     }
 }
 

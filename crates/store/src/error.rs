@@ -138,3 +138,11 @@ pub fn catch<T>(work: impl FnOnce() -> T) -> Result<T> {
         StoreError::Panicked { message: text.unwrap_or_else(|| "no message".to_owned()) }
     })
 }
+
+/// A thread of the parent held a lock of the store's when the process was forked.
+pub(crate) fn left_locked(name: &str) -> StoreError {
+    StoreError::Unusable {
+        name: name.to_owned(),
+        reason: "the process that is gone was using it when this one was forked".to_owned(),
+    }
+}

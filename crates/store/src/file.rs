@@ -5,18 +5,23 @@ mod pin;
 
 use std::fs::{File, Metadata};
 use std::io;
+use std::num::NonZeroUsize;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use self::pin::{Change, OwnChange, Pin};
 use crate::aligned::is_aligned;
-use crate::{AlignedBytes, Answers, BackingStore, Result, StoreError, Transfer, Version, Writability};
+use crate::backing_store::read_in_turn;
+use crate::error::left_locked;
+use crate::{
+    AlignedBytes, Answers, BackingStore, ReadAt, Result, StoreError, Transfer, Version, Writability, WriteAt,
+};
 
 /// Bytes that pass through a bounce buffer at a time.
 const BOUNCE_BYTES: usize = 256 << 10;
@@ -168,6 +173,22 @@ impl FileStore {
         self.direct.load(Ordering::Relaxed)
     }
 
+    /// Opens a file for reading; reads are buffered until [`read_directly`](Self::read_directly).
+    pub(crate) fn open_buffered(path: &Path) -> Result<FileStore> {
+        let name = shown(path);
+        let failed = |source| StoreError::Open { name: name.clone(), source };
+        let flags = (OFlags::NONBLOCK | OFlags::CLOEXEC).bits() as i32;
+        let file = File::options().read(true).custom_flags(flags).open(path).map_err(failed)?;
+        Self::new(name, file, false, Writability::ReadOnly)
+    }
+
+    /// Lets reads bypass the kernel's page cache from now on, where the file system has that.
+    pub(crate) fn read_directly(&self) {
+        let flags = rustix::fs::fcntl_getfl(&self.file);
+        let set = flags.and_then(|flags| rustix::fs::fcntl_setfl(&self.file, flags | OFlags::DIRECT));
+        self.direct.store(set.is_ok(), Ordering::Relaxed);
+    }
+
     /// Gives direct transfers up: the file system took the flag and refuses a transfer.
     fn give_up_direct(&self) -> io::Result<()> {
         let flags = rustix::fs::fcntl_getfl(&self.file)?;
@@ -219,6 +240,17 @@ impl FileStore {
         self.pin.as_ref().map(|pin| pin.begin_change(&self.file, change)).transpose()
     }
 
+    fn check_room(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        if self.writability == Writability::ReadOnly {
+            return Err(StoreError::ReadOnly);
+        }
+        let (end, length) = (self.len(), bytes.len() as u64);
+        if offset.checked_add(length).is_none_or(|e| e > end) {
+            return Err(StoreError::BeyondEnd { offset, length, end });
+        }
+        Ok(())
+    }
+
     fn resizing(&self) -> MutexGuard<'_, ()> {
         self.resizing.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -238,7 +270,9 @@ impl BackingStore for FileStore {
     }
 
     fn transfer(&self) -> Transfer {
-        Transfer::default().answering(Answers::Promptly)
+        const TOGETHER: NonZeroUsize = NonZeroUsize::new(omnimap_queue::TRANSFERS_MAX).unwrap();
+        let transfer = Transfer::default().answering(Answers::Promptly);
+        if self.is_direct() { transfer.reading_together(TOGETHER) } else { transfer }
     }
 
     fn version(&self) -> Option<Version> {
@@ -269,18 +303,37 @@ impl BackingStore for FileStore {
         Ok(wanted)
     }
 
+    /// Direct reads are given to the kernel together.
+    fn read_each(&self, reads: &mut [ReadAt<'_>], came: &mut dyn FnMut(usize, Result<usize>)) {
+        let length = self.len();
+        let end = |read: &ReadAt<'_>| read.offset.saturating_add(read.into.len() as u64);
+        let together =
+            self.is_direct() && reads.iter().all(|r| is_aligned(r.offset, r.into) && end(r) <= length);
+        if !together {
+            return read_in_turn(reads, came, |offset, into| self.read_at(offset, into));
+        }
+        let mut outcomes: Vec<io::Result<usize>> = reads.iter().map(|_| Ok(0)).collect();
+        let mut requests: Vec<omnimap_queue::Read<'_>> = reads
+            .iter_mut()
+            .map(|read| omnimap_queue::Read { offset: read.offset, into: &mut *read.into })
+            .collect();
+        omnimap_queue::read_each(&self.file, &mut requests, |number, outcome| outcomes[number] = outcome);
+        // Once for all: what changed before any of them came is seen.
+        let pinned = self.pin.as_ref().map_or(Ok(()), |pin| pin.check(&self.file));
+        for (number, (read, outcome)) in reads.iter_mut().zip(outcomes).enumerate() {
+            let whole = outcome.as_ref().is_ok_and(|got| *got == read.into.len());
+            // What is not simply there is read alone, which knows what to say and what to try.
+            let alone = !whole || pinned.is_err();
+            came(number, if alone { self.read_at(read.offset, read.into) } else { Ok(read.into.len()) });
+        }
+    }
+
     fn writability(&self) -> Writability {
         self.writability
     }
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
-        if self.writability == Writability::ReadOnly {
-            return Err(StoreError::ReadOnly);
-        }
-        let (end, length) = (self.len(), bytes.len() as u64);
-        if offset.checked_add(length).is_none_or(|e| e > end) {
-            return Err(StoreError::BeyondEnd { offset, length, end });
-        }
+        self.check_room(offset, bytes)?;
         let _ours = self.begin_change(Change::Bytes)?;
         // Direct transfers are whole blocks, and reading the rest of a block to write it back would undo what others
         // write there at the same time: the kernel's cache does that right, and keeps in step with direct transfers.
@@ -289,6 +342,29 @@ impl BackingStore for FileStore {
             _ => &self.file,
         };
         file.write_all_at(bytes, offset).map_err(Self::io("write", bytes.len()))
+    }
+
+    /// Direct writes are given to the kernel together.
+    fn write_each(&self, writes: &[WriteAt<'_>], written: &mut dyn FnMut(usize, Result<()>)) {
+        let (mut numbers, mut together) = (Vec::new(), Vec::new());
+        let ours = if self.is_direct() { self.begin_change(Change::Bytes) } else { Ok(None) };
+        for (number, write) in writes.iter().enumerate() {
+            let WriteAt { offset, bytes } = *write;
+            if self.is_direct() && ours.is_ok() && is_aligned(offset, bytes) {
+                match self.check_room(offset, bytes) {
+                    Ok(()) => {
+                        numbers.push(number);
+                        together.push(omnimap_queue::Write { offset, bytes });
+                    }
+                    Err(error) => written(number, Err(error)),
+                }
+            } else {
+                written(number, self.write_at(offset, bytes));
+            }
+        }
+        omnimap_queue::write_each(&self.file, &together, |index, outcome| {
+            written(numbers[index], outcome.map_err(Self::io("write", together[index].bytes.len())));
+        });
     }
 
     fn set_len(&self, length: u64) -> Result<()> {
@@ -304,6 +380,22 @@ impl BackingStore for FileStore {
             return Err(StoreError::ReadOnly);
         }
         self.file.sync_all().map_err(Self::io("sync", 0))
+    }
+
+    fn reopen(&self) -> Result<Arc<dyn BackingStore>> {
+        let failed = |source| StoreError::Open { name: self.name.clone(), source };
+        let file = self.file.try_clone().map_err(failed)?;
+        let mut new = Self::new(self.name.clone(), file, self.is_direct(), self.writability)?;
+        new.buffered = self.buffered.as_ref().map(File::try_clone).transpose().map_err(failed)?;
+        if self.writability == Writability::ReadOnly {
+            // The version that was promised, not the one that is there now.
+            new.length = AtomicU64::new(self.length.load(Ordering::Acquire));
+            new.pin = match &self.pin {
+                Some(pin) => Some(pin.copy().ok_or_else(|| left_locked(&self.name))?),
+                None => None,
+            };
+        }
+        Ok(Arc::new(new))
     }
 
     fn refresh(&self) -> Result<()> {
@@ -339,10 +431,9 @@ fn shown(path: &Path) -> String {
 fn read_until_end(file: &File, offset: u64, into: &mut [u8]) -> io::Result<usize> {
     let mut done = 0;
     while done < into.len() {
-        match file.read_at(&mut into[done..], offset + done as u64) {
+        match omnimap_queue::read_at(file, &mut into[done..], offset + done as u64) {
             Ok(0) => break,
             Ok(count) => done += count,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             // A direct read that goes on after a part that is no whole block: the file ended there.
             Err(e) if e.kind() == io::ErrorKind::InvalidInput && done > 0 => break,
             Err(e) => return Err(e),

@@ -22,7 +22,7 @@ mod swap;
 mod zstd;
 
 pub use aligned::AlignedBytes;
-pub use backing_store::{Answers, BackingStore, Transfer, Version, Writability};
+pub use backing_store::{Answers, BackingStore, ReadAt, Transfer, Version, Writability, WriteAt};
 pub use decorate::Decorator;
 pub use decorate::counting::{Counting, Counts};
 pub use decorate::faulty::{Faulty, Misbehaviour};

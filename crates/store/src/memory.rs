@@ -1,7 +1,8 @@
 //! A store in memory.
 
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use crate::error::left_locked;
 use crate::{Answers, BackingStore, Result, StoreError, Transfer, Version, Writability};
 
 /// Bytes in memory: for tests, for benchmarks of the engine, for data made by the program.
@@ -41,6 +42,15 @@ impl MemoryStore {
 }
 
 impl BackingStore for MemoryStore {
+    fn reopen(&self) -> Result<Arc<dyn BackingStore>> {
+        self.check_writable().err().ok_or_else(|| StoreError::Unusable {
+            name: self.name.clone(),
+            reason: "what was written lay in the memory of a process that is gone".to_owned(),
+        })?;
+        let bytes = self.bytes.try_read().map_err(|_| left_locked(&self.name))?.clone();
+        Ok(Arc::new(MemoryStore::new(self.name.clone(), bytes)))
+    }
+
     fn name(&self) -> &str {
         &self.name
     }

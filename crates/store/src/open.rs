@@ -57,10 +57,10 @@ impl Format {
 /// [`journal::open_file`](crate::journal::open_file)) has finished it.
 pub fn open(path: impl AsRef<Path>, format: Format) -> Result<Arc<dyn BackingStore>> {
     let path = path.as_ref();
-    let file: Arc<dyn BackingStore> = Arc::new(FileStore::open(path)?);
+    let file = Arc::new(FileStore::open_buffered(path)?);
     refuse_half_written(path)?;
     let opened = || -> Result<Arc<dyn BackingStore>> {
-        match format.detect(&*file)? {
+        match detect_and_read_directly(&file, format)? {
             Format::Zstd => Ok(Arc::new(ZstdStore::open(file.clone())?)),
             _ => Ok(file.clone()),
         }
@@ -70,4 +70,35 @@ pub fn open(path: impl AsRef<Path>, format: Format) -> Result<Arc<dyn BackingSto
         named @ (StoreError::Open { .. } | StoreError::Unusable { .. }) => named,
         error => StoreError::Open { name: file.name().to_owned(), source: std::io::Error::other(error) },
     })
+}
+
+/// Looks at the first bytes while reads are buffered: they are often in the kernel's page cache, and a direct read would go
+/// to the device for them.
+fn detect_and_read_directly(file: &FileStore, format: Format) -> Result<Format> {
+    let format = format.detect(file)?;
+    file.read_directly();
+    Ok(format)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_are_direct_whether_the_format_was_told_or_found() {
+        // Not in a temporary directory, which may be memory, where nothing is direct.
+        let beside_the_test = std::env::current_exe().unwrap();
+        let file = tempfile::NamedTempFile::new_in(beside_the_test.parent().unwrap()).unwrap();
+        std::fs::write(&file, vec![7; 5000]).unwrap();
+        let opened = FileStore::open(&file).unwrap();
+        for format in [Format::Auto, Format::Plain] {
+            let buffered = FileStore::open_buffered(file.path()).unwrap();
+            assert!(!buffered.is_direct());
+            assert_eq!(detect_and_read_directly(&buffered, format).unwrap(), Format::Plain);
+            assert_eq!(buffered.is_direct(), opened.is_direct());
+            let mut bytes = [0; 5000];
+            assert_eq!(buffered.read_at(0, &mut bytes).unwrap(), 5000);
+            assert_eq!(bytes, [7; 5000]);
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! A private copy of another store's object.
 
+use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -60,7 +61,7 @@ impl BackingStore for PrivateStore {
     }
 
     fn transfer(&self) -> Transfer {
-        self.base.transfer()
+        self.base.transfer().reading_together(NonZeroUsize::MIN)
     }
 
     /// The base's chunk, as far as it is inside the object; behind the base's end there are none.
@@ -86,6 +87,10 @@ impl BackingStore for PrivateStore {
 
     fn set_len(&self, length: u64) -> Result<()> {
         self.blocks.set_len(length)
+    }
+
+    fn is_temporary(&self) -> bool {
+        true
     }
 
     /// Does nothing: what is written here is gone with the store anyway.

@@ -125,7 +125,7 @@ fn a_shared_store_conforms() {
 /// The suite must find what it is for: each of these breaks the contract in one way.
 mod faults_are_found {
     use super::*;
-    use omnimap_store::{Decorator, Result};
+    use omnimap_store::{Decorator, Result, WriteAt};
     use std::ops::Range;
 
     struct Wrong {
@@ -158,6 +158,39 @@ mod faults_are_found {
         }));
         assert!(is_found(|_, _, got| got.saturating_sub(usize::from(got > 60_000))));
         assert!(is_found(|at, into, got| if at >= 70_000 { into.len() } else { got }));
+    }
+
+    type WriteEach = fn(&dyn BackingStore, &[WriteAt<'_>], &mut dyn FnMut(usize, Result<()>));
+
+    struct Together(Arc<dyn BackingStore>, WriteEach);
+    impl Decorator for Together {
+        fn inner(&self) -> &dyn BackingStore {
+            &self.0
+        }
+        fn write_each(&self, writes: &[WriteAt<'_>], written: &mut dyn FnMut(usize, Result<()>)) {
+            (self.1)(&self.0, writes, written);
+        }
+    }
+
+    #[test]
+    fn writes_that_are_made_together_and_are_not_made_or_not_told() {
+        let is_found = |write_each: WriteEach| {
+            let store = Together(Arc::new(MemoryStore::writable("memory", vec![0; 10])), write_each);
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| check_write(&store))).is_err()
+        };
+        assert!(!is_found(|store, writes, written| store.write_each(writes, written)));
+        assert!(is_found(|_, writes, written| (0..writes.len()).for_each(|number| written(number, Ok(())))));
+        assert!(is_found(|store, writes, _| store.write_each(writes, &mut |_, _| ())));
+        assert!(is_found(|store, writes, written| {
+            let last = writes.len().max(1) - 1;
+            store.write_each(writes, &mut |number, outcome| written(last - number, outcome));
+        }));
+        assert!(is_found(|store, writes, written| {
+            store.write_each(writes, written);
+            if !writes.is_empty() {
+                written(0, Ok(()));
+            }
+        }));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use omnimap_store::conformance::{check_read, check_write};
 use omnimap_store::journal::{self, JournalOptions, Journaled, Recovered};
 use omnimap_store::{
     AlignedBytes, BackingStore, Counting, Decorator, Faulty, FileStore, Format, MemoryStore, Misbehaviour,
-    Result, StoreError, Verified, open,
+    Result, StoreError, Verified, WriteAt, open,
 };
 
 const B: usize = 4096;
@@ -116,6 +116,70 @@ fn neighbours_are_written_together() {
     // The preferred size of a memory store is 128 KiB: all 32 blocks.
     assert_eq!(object.counts().writes, 1);
     assert_eq!(all(&*object)[20 * B..21 * B], [3; B]);
+}
+
+/// Writes whole blocks together, full of one value; whether each was written.
+fn write_blocks(store: &dyn BackingStore, blocks: &[u64], value: u8) -> Vec<bool> {
+    let bytes = AlignedBytes::from(&[value; B][..]);
+    let writes: Vec<WriteAt<'_>> =
+        blocks.iter().map(|block| WriteAt { offset: block * B as u64, bytes: &bytes }).collect();
+    let mut outcomes = vec![false; blocks.len()];
+    store.write_each(&writes, &mut |number, outcome| outcomes[number] = outcome.is_ok());
+    outcomes
+}
+
+#[test]
+fn scattered_blocks_that_are_written_together_go_to_the_journal_in_one_transfer() {
+    let object = memory(vec![7; 64 * B]);
+    let journal = Arc::new(Counting::new(memory(Vec::new())));
+    let store = Journaled::open(object.clone(), journal.clone(), JournalOptions::default()).unwrap();
+    assert_eq!(write_blocks(&store, &[0, 2, 3, 40, 63], 1), [true; 5]);
+    assert_eq!(journal.counts().writes, 1);
+    // Two have their slots, and lie apart; three are new.
+    assert_eq!(write_blocks(&store, &[2, 10, 11, 12, 63], 2), [true; 5]);
+    assert_eq!(journal.counts().writes, 4);
+    let mut expected = vec![7; 64 * B];
+    let ones = [0, 3, 40].map(|block| (block, 1));
+    for (block, value) in ones.into_iter().chain([2, 10, 11, 12, 63].map(|block| (block, 2))) {
+        expected[block * B..(block + 1) * B].fill(value);
+    }
+    assert_eq!(all(&store), expected);
+    store.sync().unwrap();
+    assert_eq!(all(&*object), expected);
+}
+
+#[test]
+fn a_sync_costs_two_syncs_and_three_blocks_beside_each_block_twice() {
+    let object = Arc::new(Counting::new(memory(vec![7; 400 * B])));
+    let journal = Arc::new(Counting::new(memory(Vec::new())));
+    let store = Journaled::open(object.clone(), journal.clone(), JournalOptions::default()).unwrap();
+    let blocks: Vec<u64> = (0..150).map(|block| 2 * block).collect();
+    assert!(write_blocks(&store, &blocks, 1).iter().all(|written| *written));
+    store.sync().unwrap();
+    let (object, journal) = (object.counts(), journal.counts());
+    assert_eq!((object.syncs, journal.syncs), (1, 1));
+    assert_eq!((object.writes, object.bytes_written), (150, 150 * B as u64));
+    // Slots, table, record, and the record that says empty.
+    assert_eq!((journal.writes, journal.bytes_written), (4, (150 + 3) * B as u64));
+    // The header, at the opening, of a file that has none yet; and the slots.
+    assert_eq!((journal.reads, journal.bytes_read), (2, 150 * B as u64));
+}
+
+#[test]
+fn of_writes_that_are_made_together_those_are_made_that_can_be() {
+    let (object, faulty) = (memory(vec![7; 100 * B]), Arc::new(Faulty::new(memory(Vec::new()))));
+    let store = Journaled::open(object.clone(), faulty.clone(), JournalOptions { bytes_max: 0 }).unwrap();
+    faulty.on_write(0..u64::MAX, Misbehaviour::Fail, 2);
+    assert_eq!(write_blocks(&store, &[0, 2, 4], 1), [false, true, true], "all together, and then the first");
+    let many: Vec<u64> = (10..40).collect();
+    let written = write_blocks(&store, &many, 2);
+    let count = written.iter().filter(|written| **written).count();
+    assert!((10..15).contains(&count) && written.is_sorted_by(|a, b| a >= b), "as many as fit: {written:?}");
+    store.sync().unwrap();
+    let mut expected = vec![7; 100 * B];
+    [2, 4].into_iter().for_each(|block| expected[block * B..(block + 1) * B].fill(1));
+    expected[10 * B..(10 + count) * B].fill(2);
+    assert_eq!(all(&*object), expected);
 }
 
 #[test]

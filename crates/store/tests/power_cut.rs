@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use omnimap_store::conformance::check_write;
 use omnimap_store::journal::{JournalOptions, Journaled};
-use omnimap_store::{BackingStore, Failure, MemoryStore, PowerCut, PowerSupply, Result, StoreError};
+use omnimap_store::{BackingStore, Failure, MemoryStore, PowerCut, PowerSupply, Result, StoreError, WriteAt};
 use xxhash_rust::xxh3::xxh3_64;
 
 const B: usize = 4096;
@@ -16,10 +16,12 @@ const OPTIONS: JournalOptions = JournalOptions { bytes_max: 0 };
 enum Step {
     /// At an offset, so many bytes, all of this value.
     Write(usize, usize, u8),
+    /// Every second block from one on, so many, together.
+    Scatter(usize, usize, u8),
     SetLen(usize),
     Sync,
 }
-use Step::{SetLen, Sync, Write};
+use Step::{Scatter, SetLen, Sync, Write};
 
 /// Ten times the work, when it is asked for.
 fn long() -> usize {
@@ -41,14 +43,36 @@ fn all(store: &dyn BackingStore) -> Result<Vec<u8>> {
 fn model(content: &mut Vec<u8>, step: Step) {
     match step {
         Write(offset, length, value) => content[offset..offset + length].fill(value),
+        Scatter(first, count, value) => {
+            scattered(first, count).for_each(|at| content[at..at + B].fill(value));
+        }
         SetLen(length) => content.resize(length, 0),
         Sync => {}
     }
 }
 
+/// Where the blocks begin.
+fn scattered(first: usize, count: usize) -> impl Iterator<Item = usize> {
+    (0..count).map(move |i| (first + 2 * i) * B)
+}
+
+fn write_scattered(store: &Journaled, first: usize, count: usize, value: u8) -> Result<()> {
+    let bytes = [value; B];
+    let writes: Vec<WriteAt<'_>> =
+        scattered(first, count).map(|at| WriteAt { offset: at as u64, bytes: &bytes }).collect();
+    let mut failure = Ok(());
+    store.write_each(&writes, &mut |_, outcome| {
+        if failure.is_ok() {
+            failure = outcome;
+        }
+    });
+    failure
+}
+
 fn do_step(store: &Journaled, step: Step) -> Result<()> {
     match step {
         Write(offset, length, value) => store.write_at(offset as u64, &vec![value; length]),
+        Scatter(first, count, value) => write_scattered(store, first, count, value),
         SetLen(length) => store.set_len(length as u64),
         Sync => store.sync(),
     }
@@ -176,6 +200,16 @@ fn histories() -> Vec<Vec<Step>> {
         vec![Write(B, B, 6), SetLen(B + 9), Sync, SetLen(3 * B), Sync],
         vec![Write(0, B, 7), Write(0, B, 8), Sync, Write(0, B, 9), Write(B, B, 9), Sync],
         vec![SetLen(0), Sync, SetLen(2 * B), Write(B, B, 10), Sync],
+        vec![Scatter(0, 2, 13), Sync, Write(B, B, 14), Scatter(0, 2, 15), Sync],
+        vec![
+            Write(2 * B, B, 16),
+            SetLen(5 * B),
+            Scatter(0, 3, 17),
+            Sync,
+            Scatter(1, 2, 18),
+            SetLen(2 * B),
+            Sync,
+        ],
         vec![Write(3 * B, 100, 11), SetLen(5 * B), Write(4 * B, B, 12), SetLen(4 * B + 1), Sync],
     ]
 }
@@ -240,7 +274,13 @@ fn random_steps(seed: u64, count: usize) -> Vec<Step> {
                 length = below(5 * B);
                 SetLen(length)
             }
-            3..=6 if length >= B => Write(below(length / B) * B, B, i as u8),
+            3 if length >= B => {
+                let blocks = length / B;
+                let count = 1 + below(blocks.div_ceil(2));
+                let first = below(blocks - 2 * (count - 1));
+                Scatter(first, count, i as u8)
+            }
+            4..=6 if length >= B => Write(below(length / B) * B, B, i as u8),
             _ if length > 0 => {
                 let offset = below(length);
                 Write(offset, 1 + below((length - offset).min(2 * B)), i as u8)
@@ -269,9 +309,15 @@ enum Program {
 }
 
 /// The whole pages that a step writes to.
-fn pages(step: &Step) -> Option<std::ops::Range<usize>> {
-    let Write(offset, length, _) = *step else { return None };
-    Some(offset / B * B..(offset + length).next_multiple_of(B))
+fn pages(step: &Step) -> Vec<std::ops::Range<usize>> {
+    match *step {
+        Write(offset, length, _) => {
+            let touched = offset / B * B..(offset + length).next_multiple_of(B);
+            vec![touched]
+        }
+        Scatter(first, count, _) => scattered(first, count).map(|at| at..at + B).collect(),
+        SetLen(_) | Sync => Vec::new(),
+    }
 }
 
 /// Runs a history in which one operation fails. Nothing if the journal told that it has lost something.
@@ -292,7 +338,7 @@ fn run_with_failure(steps: &[Step], fails: usize, failure: Failure, program: Pro
         };
         assert!(matches!(error, StoreError::Io { .. }), "{error}");
         if matches!(step, Sync) && program == Program::WritesAgain {
-            for range in since_sync.iter().filter_map(pages) {
+            for range in since_sync.iter().flat_map(pages) {
                 let end = range.end.min(content.len());
                 let bytes = content.get(range.start..end).unwrap_or(&[]);
                 store.write_at(range.start.min(content.len()) as u64, bytes).expect("whole pages");

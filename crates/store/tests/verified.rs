@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use omnimap_store::conformance::{check_read, check_write};
 use omnimap_store::{
-    BackingStore, Decorator, Faulty, MemoryStore, Misbehaviour, Result, StoreError, Verified,
+    BackingStore, Decorator, Faulty, MemoryStore, Misbehaviour, ReadAt, Result, StoreError, Verified, WriteAt,
 };
 
 const BLOCK: u64 = Verified::BLOCK_BYTES;
@@ -47,6 +47,30 @@ impl Stack {
         let outcome = self.read(block * BLOCK, BLOCK);
         assert!(matches!(outcome, Ok(_) | Err(StoreError::Changed { .. })), "{outcome:?}");
         outcome.is_err()
+    }
+}
+
+#[test]
+fn reads_made_together_are_checked_each() {
+    let s = stack(8 * BLOCK);
+    assert_eq!(s.read(0, 8 * BLOCK).unwrap().len() as u64, 8 * BLOCK);
+    s.tamper(3 * BLOCK + 5);
+    // Whole blocks, and then also a part of one.
+    for third in [(3 * BLOCK, BLOCK), (3 * BLOCK, 100)] {
+        let places = [(5 * BLOCK, 2 * BLOCK), (0, BLOCK), third];
+        let mut buffers = places.map(|(_, length)| vec![0; length as usize]);
+        let mut reads: Vec<ReadAt<'_>> = places
+            .iter()
+            .zip(&mut buffers)
+            .map(|((offset, _), into)| ReadAt { offset: *offset, into })
+            .collect();
+        let mut outcomes = [None, None, None];
+        s.verified.read_each(&mut reads, &mut |number, outcome| {
+            assert!(outcomes[number].replace(outcome).is_none(), "{number} was told before");
+        });
+        let [a, b, c] = outcomes.map(Option::unwrap);
+        assert_eq!((a.unwrap() as u64, b.unwrap() as u64), (2 * BLOCK, BLOCK));
+        assert!(matches!(c, Err(StoreError::Changed { .. })), "{c:?}");
     }
 }
 
@@ -189,6 +213,24 @@ fn a_read_inside_a_write_is_neither_compared_nor_remembered() {
     });
     assert!(!s.is_changed(0), "it is the new bytes that are known");
     assert!(!s.is_changed(1), "and those beside them were forgotten, not known as they were");
+}
+
+#[test]
+fn writes_that_are_made_together_are_remembered_and_those_that_fail_forgotten() {
+    let s = stack(6 * BLOCK);
+    s.read(0, 6 * BLOCK).unwrap();
+    s.faulty.on_write(2 * BLOCK..3 * BLOCK, Misbehaviour::Fail, 1);
+    let bytes = [1; BLOCK as usize];
+    let writes = [0, 2, 4].map(|block| WriteAt { offset: block * BLOCK, bytes: &bytes });
+    let mut outcomes = Vec::new();
+    s.verified.write_each(&writes, &mut |number, outcome| outcomes.push((number, outcome.is_ok())));
+    assert_eq!(outcomes, [(0, true), (1, false), (2, true)]);
+    assert_eq!(s.read(4 * BLOCK, BLOCK).unwrap(), bytes, "it is the new bytes that are known");
+    s.tamper(0);
+    s.tamper(2 * BLOCK);
+    s.tamper(5 * BLOCK);
+    assert!(s.is_changed(0) && s.is_changed(5));
+    assert!(!s.is_changed(2), "nobody knows what it holds");
 }
 
 /// A store whose writes are not one step: what reads see meanwhile is old, new or mixed.

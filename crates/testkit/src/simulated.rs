@@ -3,17 +3,21 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ops::Range;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::AtomicU8;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
 use omnimap_host::{
-    Access, Address, Exclusive, Fault, FaultStream, Host, Memory, Result, Stores, Use, View, Waited,
+    Access, Address, Exclusive, Fault, FaultServer, FaultStream, Host, HostError, Memory, Place, Result,
+    Sharing, Stores, Use, View, ViewRequest, Waited,
 };
 
-use crate::sync::{Condvar, Mutex, MutexGuard};
+use crate::sync::{Condvar, Mutex, MutexGuard, either};
 
 /// A simulated machine.
+///
+/// Whether threads serve the faults that they raise, where they can, is drawn for each machine anew.
 ///
 /// It asserts: resident bytes are never above the budget; a byte is filled only into a hole, and again only with the
 /// value that it had last; failures are marked only on holes' addresses that are mapped.
@@ -35,6 +39,7 @@ pub enum Outcome {
 struct Machine {
     page_bytes: u64,
     budget_bytes: u64,
+    in_thread: bool,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -42,6 +47,7 @@ struct Machine {
 #[derive(Default)]
 struct State {
     closed: bool,
+    server: Option<Weak<dyn FaultServer>>,
     all_in_use: bool,
     tickets: u64,
     /// Threads that sleep in a fault.
@@ -77,7 +83,8 @@ impl SimulatedHost {
     /// A machine whose engine has a budget.
     pub fn new(page_bytes: u64, budget_bytes: u64) -> SimulatedHost {
         let state = State { next_address: 1 << 20, ..State::default() };
-        let machine = Machine { page_bytes, budget_bytes, state: Mutex::new(state), changed: Condvar::new() };
+        let (state, changed) = (Mutex::new(state), Condvar::new());
+        let machine = Machine { page_bytes, budget_bytes, in_thread: either(), state, changed };
         SimulatedHost { machine: Arc::new(machine) }
     }
 
@@ -125,6 +132,12 @@ impl Host for SimulatedHost {
         Ok((Arc::new(SimulatedMemory { machine: self.machine.clone(), index, used_as }), exclusive))
     }
 
+    fn add_kin(&self, _userfaultfd: OwnedFd) -> Result<u16> {
+        Err(no_kin())
+    }
+
+    fn remove_kin(&self, _kin: u16) {}
+
     fn faults(&self) -> Arc<dyn FaultStream> {
         self.machine.clone()
     }
@@ -150,8 +163,15 @@ impl Machine {
                     state.tickets += 1;
                     let ticket = state.tickets;
                     state.waiting.insert(ticket, address);
-                    state.pending.push_back((ticket, Fault { address, access }));
-                    self.changed.notify_all();
+                    let fault = Fault { address, access };
+                    if let Some(server) = state.server.as_ref().and_then(Weak::upgrade) {
+                        drop(state);
+                        server.serve(fault);
+                        state = self.lock();
+                    } else {
+                        state.pending.push_back((ticket, fault));
+                        self.changed.notify_all();
+                    }
                     while state.waiting.contains_key(&ticket) {
                         state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
                     }
@@ -234,9 +254,22 @@ impl FaultStream for Machine {
         Ok(if state.closed { Waited::Closed } else { Waited::Ready })
     }
 
+    fn serve_with(&self, server: Weak<dyn FaultServer>) {
+        if self.in_thread {
+            self.lock().server = Some(server);
+        }
+    }
+
     fn close(&self) {
-        self.lock().closed = true;
+        let mut state = self.lock();
+        state.closed = true;
+        state.server = None;
+        drop(state);
         self.changed.notify_all();
+    }
+
+    fn refuse(&self, start: Address, bytes: u64) -> Result<()> {
+        self.wake(start, bytes)
     }
 
     fn wake(&self, start: Address, bytes: u64) -> Result<()> {
@@ -254,6 +287,10 @@ struct SimulatedMemory {
     machine: Arc<Machine>,
     index: usize,
     used_as: Use,
+}
+
+fn no_kin() -> HostError {
+    HostError::MissingFeature { missing: "fork (a simulated machine has one process)", since: "none" }
 }
 
 impl Memory for SimulatedMemory {
@@ -297,11 +334,14 @@ impl Memory for SimulatedMemory {
         let page_bytes = self.machine.page_bytes;
         let mut state = self.machine.lock();
         let memory = &mut state.memories[self.index];
-        for (at, byte) in (offset..).zip(bytes) {
+        let mut at = offset;
+        while let Some(rest) = bytes.get((at - offset) as usize..).filter(|rest| !rest.is_empty()) {
             let page = memory.pages.get_mut(&(at / page_bytes)).expect("what is written is in memory");
-            page[(at % page_bytes) as usize] = *byte;
-            let kept = page.clone();
-            memory.seen.insert(at / page_bytes, kept);
+            let inside = &mut page[(at % page_bytes) as usize..];
+            let count = inside.len().min(rest.len());
+            inside[..count].copy_from_slice(&rest[..count]);
+            memory.seen.insert(at / page_bytes, page.clone());
+            at += count as u64;
         }
         Ok(())
     }
@@ -347,7 +387,24 @@ impl Memory for SimulatedMemory {
         Ok(self.machine.lock().memories[self.index].pages.len() as u64 * self.machine.page_bytes)
     }
 
-    fn map(&self, offset: u64, length: u64) -> Result<Arc<dyn View>> {
+    fn view_of_kin(&self, _request: &ViewRequest, _start: Address) -> Result<Arc<dyn View>> {
+        Err(no_kin())
+    }
+
+    fn present(&self) -> Result<Vec<Range<u64>>> {
+        Err(no_kin())
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    fn map_as(&self, request: &ViewRequest) -> Result<Arc<dyn View>> {
+        assert!(
+            request.place == Place::anywhere() && request.sharing == Sharing::Shared,
+            "the simulated machine chooses addresses, and has no private views"
+        );
+        let (offset, length) = (request.offset, request.length);
         let page_bytes = self.machine.page_bytes;
         let pages = length.div_ceil(page_bytes);
         let mut state = self.machine.lock();
@@ -393,6 +450,16 @@ impl View for SimulatedView {
 
     fn length(&self) -> u64 {
         self.length
+    }
+
+    fn sharing(&self) -> Sharing {
+        Sharing::Shared
+    }
+
+    fn give_up(&self, _range: Range<u64>) {}
+
+    fn end_faults(&self, _range: Range<u64>) -> Result<()> {
+        Ok(())
     }
 
     fn bytes(&self) -> &[u8] {

@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::sync::OnceLock;
 
+use omnimap_host::FaultMode;
 use omnimap_host::linux::{Origin, probe};
 
 /// Says that the test that runs here is skipped, and why; past the capture of the test runner, which would hide it.
@@ -28,11 +29,15 @@ pub fn skip_without_mappings() -> bool {
 
 /// Whether the kernel's own accesses are not served here; the test is skipped then.
 pub fn skip_without_kernel_faults() -> bool {
-    let missing =
-        skip_without_mappings() || probe(std::path::Path::new(".")).origin == Some(Origin::UserModeOnly);
+    if skip_without_mappings() {
+        return true;
+    }
+    let probe = probe(std::path::Path::new("."));
+    let missing = probe.fault_mode != Some(FaultMode::Worker) || probe.origin == Some(Origin::UserModeOnly);
     if missing {
         skip(
-            "system calls on pages that are not in memory need /dev/userfaultfd or vm.unprivileged_userfaultfd=1",
+            "system calls on pages that are not in memory need /dev/userfaultfd or vm.unprivileged_userfaultfd=1, and the \
+             fault mode worker",
         );
     }
     missing

@@ -35,3 +35,18 @@ pub fn explore(scenario: impl Fn() + Send + Sync + 'static) {
         scenario();
     }
 }
+
+/// One or the other, as the scheduler draws it.
+pub(crate) fn either() -> bool {
+    #[cfg(shuttle)]
+    {
+        use shuttle::rand::RngCore;
+        shuttle::rand::thread_rng().next_u32() & 1 == 0
+    }
+    #[cfg(not(shuttle))]
+    {
+        use std::sync::atomic::{AtomicBool, Ordering};
+        static LAST: AtomicBool = AtomicBool::new(false);
+        LAST.fetch_not(Ordering::Relaxed)
+    }
+}

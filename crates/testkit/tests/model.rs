@@ -14,6 +14,7 @@ const PAGE: u64 = 16;
 const BUDGET_PAGES: u64 = CacheOptions::BUDGET_PAGES_MIN;
 const OBJECT_PAGES: u64 = 24;
 const LENGTH: u64 = OBJECT_PAGES * PAGE - 5;
+const TOGETHER: std::num::NonZeroUsize = std::num::NonZeroUsize::new(3).unwrap();
 
 /// Gives the pattern; others may run while it does. Fails as long as it is told to.
 struct Store {
@@ -32,7 +33,7 @@ impl BackingStore for Store {
         LENGTH
     }
     fn transfer(&self) -> Transfer {
-        Transfer::new(4 * PAGE as usize, 4).answering(self.answers)
+        Transfer::new(4 * PAGE as usize, 4).answering(self.answers).reading_together(TOGETHER)
     }
     fn chunk_at(&self, offset: u64) -> std::ops::Range<u64> {
         let chunk = self.chunk_pages * PAGE;

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use omnimap_core::{CacheOptions, MappedView, PageCache};
 use omnimap_host::{Address, Use};
-use omnimap_store::{Answers, BackingStore, Result, StoreError, Transfer, Writability};
+use omnimap_store::{Answers, BackingStore, Result, StoreError, Transfer, Writability, WriteAt};
 use omnimap_testkit::{Outcome, SimulatedHost, explore, thread};
 
 const PAGE: u64 = 16;
@@ -77,6 +77,19 @@ impl BackingStore for Store {
         self.bytes.lock().unwrap()[offset as usize..][..from.len()].copy_from_slice(from);
         thread::yield_now();
         Ok(())
+    }
+    fn write_each(&self, writes: &[WriteAt<'_>], written: &mut dyn FnMut(usize, Result<()>)) {
+        // Where it is atomic, as a journal does: nothing is told before everything is written.
+        let mut outcomes: Vec<(usize, Result<()>)> = Vec::new();
+        for (number, write) in writes.iter().enumerate() {
+            let outcome = self.write_at(write.offset, write.bytes);
+            if self.atomic {
+                outcomes.push((number, outcome));
+            } else {
+                written(number, outcome);
+            }
+        }
+        outcomes.into_iter().rev().for_each(|(number, outcome)| written(number, outcome));
     }
     fn sync(&self) -> Result<()> {
         self.check()?;

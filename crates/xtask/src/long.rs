@@ -6,9 +6,12 @@ use std::process::Command;
 use anyhow::{Result, ensure};
 
 /// Package, test binary and test; each takes minutes at the most.
-const TESTS: [(&str, &str, &str); 3] = [
+const TESTS: [(&str, &str, &str); 6] = [
     ("omnimap", "kill", "y05_"),
     ("omnimap", "write", "m02_no_increment"),
+    ("omnimap", "alloc", "a1_an_array_is_larger"),
+    ("omnimap", "fuzz", ""),
+    ("omnimap", "syscall", "fork_programs"),
     ("omnimap-store", "power_cut", ""),
 ];
 

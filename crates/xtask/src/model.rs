@@ -28,6 +28,8 @@ impl Arguments {
                 "model",
                 "--test",
                 "write_model",
+                "--test",
+                "page_sizes",
                 "--target-dir",
                 TARGET,
             ])

@@ -6,18 +6,21 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 
 /// Which crates of the project a crate may use: the layers of ARCHITECTURE.md. Tests may use more.
-const LAYERS: [(&str, &[&str]); 7] = [
+const LAYERS: [(&str, &[&str]); 10] = [
     ("host", &[]),
-    ("store", &[]),
+    ("queue", &[]),
+    ("store", &["queue"]),
+    ("alloc", &["host"]),
     ("core", &["host", "store"]),
     ("testkit", &["host", "store"]),
-    ("omnimap", &["core", "host", "store"]),
+    ("posix", &["core", "host", "store"]),
+    ("omnimap", &["alloc", "core", "host", "posix", "store"]),
     ("cli", &["omnimap"]),
-    ("xtask", &["omnimap", "testkit"]),
+    ("xtask", &["core", "omnimap", "testkit"]),
 ];
 
-/// The one crate in which `unsafe` is normal.
-const UNSAFE_CRATE: &str = "host";
+/// The crates with unsafe code: the machine, and what hands out raw addresses because that is what it is for.
+const UNSAFE_CRATES: [&str; 4] = ["host", "queue", "posix", "alloc"];
 
 /// Lines of a file, and of a function. Longer ones stand below, and may only shrink.
 const FILE_LINES_MAX: usize = 600;
@@ -27,6 +30,8 @@ const LONGER_FUNCTIONS: [(&str, usize); 0] = [];
 
 /// Words that say nothing, in the name of a type.
 const TYPE_WORDS: [&str; 7] = ["Manager", "Region", "Pager", "Buffer", "Segment", "Context", "Util"];
+/// Names that others gave: the data segment of brk(2).
+const TYPE_NAMES: [&str; 1] = ["DataSegment"];
 
 /// Left-overs.
 const MARKERS: [&str; 4] = ["FIXME", "XXX", "HACK", "TODO"];
@@ -75,7 +80,7 @@ fn layers(root: &Path, complaints: &mut Vec<String>) -> Result<()> {
 }
 
 fn unsafe_is_forbidden(root: &Path, complaints: &mut Vec<String>) -> Result<()> {
-    for (name, _) in LAYERS.iter().filter(|(name, _)| *name != UNSAFE_CRATE) {
+    for (name, _) in LAYERS.iter().filter(|(name, _)| !UNSAFE_CRATES.contains(name)) {
         let source = root.join("crates").join(name).join("src");
         let entry = ["lib.rs", "main.rs"].map(|f| source.join(f)).into_iter().find(|f| f.exists());
         let entry = entry.with_context(|| format!("crates/{name} has no lib.rs and no main.rs"))?;
@@ -140,7 +145,8 @@ fn type_word(line: &str) -> Option<&'static str> {
     let keyword = words.next()?;
     let name = words.next()?;
     let declares = matches!(keyword, "struct" | "enum" | "trait" | "type");
-    TYPE_WORDS.into_iter().find(|word| declares && name.contains(word))
+    let given = TYPE_NAMES.iter().any(|given| name.trim_end_matches([';', '{']) == *given);
+    TYPE_WORDS.into_iter().find(|word| declares && !given && name.contains(word))
 }
 
 /// Names and lengths of the functions in formatted code: each ends at the brace below its `fn`.
@@ -174,6 +180,8 @@ mod tests {
         assert_eq!(type_word("pub(crate) enum Region {"), Some("Region"));
         assert_eq!(type_word("    let Context = 1;"), None);
         assert_eq!(type_word("struct Page;"), None);
+        assert_eq!(type_word("pub struct DataSegment {"), None);
+        assert_eq!(type_word("pub struct DataSegments {"), Some("Segment"));
     }
 
     #[test]

@@ -28,7 +28,11 @@ impl Arguments {
                 .iter()
                 .map(|f| json!({ "name": f.name, "good": f.good, "found": f.found, "remedy": f.remedy }))
                 .collect();
-            writeln!(output, "{:#}", json!({ "usable": probe.usable(), "findings": findings }))?;
+            writeln!(
+                output,
+                "{:#}",
+                json!({ "usable": probe.usable(), "fault_mode": probe.fault_mode.map(|mode| mode.to_string()), "findings": findings })
+            )?;
         } else {
             for finding in &probe.findings {
                 let mark = if finding.good { "ok" } else { "NO" };

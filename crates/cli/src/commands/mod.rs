@@ -3,7 +3,10 @@
 pub(crate) mod cat;
 pub(crate) mod demo;
 pub(crate) mod doctor;
+pub(crate) mod maps;
 pub(crate) mod pack;
+pub(crate) mod page_cache;
+pub(crate) mod patch;
 pub(crate) mod recover;
 pub(crate) mod sort;
 pub(crate) mod stat;

@@ -3,10 +3,10 @@
 //! Written by ordinary threads under a lock, read in signal context without one. Each slot is a sequence lock: the
 //! writer makes `sequence` odd, writes, makes it even; a reader that saw it change, or odd, looks elsewhere.
 
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::Address;
+use crate::{Address, Sharing};
 
 /// Failed ranges remembered at a time; the oldest is overwritten.
 const FAILURES_MAX: usize = 64;
@@ -21,6 +21,8 @@ struct Slot {
     sequence: AtomicU32,
     start: AtomicUsize,
     bytes: AtomicUsize,
+    /// In a private view, where a later copy of the page must not be dropped with the poison.
+    private: AtomicBool,
     failed_at: AtomicU64,
     reported: AtomicU32,
     length: AtomicUsize,
@@ -33,6 +35,7 @@ impl Slot {
             sequence: AtomicU32::new(0),
             start: AtomicUsize::new(0),
             bytes: AtomicUsize::new(0),
+            private: AtomicBool::new(false),
             failed_at: AtomicU64::new(0),
             reported: AtomicU32::new(0),
             length: AtomicUsize::new(0),
@@ -59,6 +62,11 @@ static SLOTS: [Slot; FAILURES_MAX] = [const { Slot::empty() }; FAILURES_MAX];
 /// Serialises writers; holds the slot to be used next.
 static WRITER: Mutex<usize> = Mutex::new(0);
 
+/// Keeps writers out while the process is forked: the child has none of their threads, and finds the lock free.
+pub(super) fn hold() -> MutexGuard<'static, usize> {
+    WRITER.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// What the signal handler finds.
 pub(super) struct Failure {
     pub(super) start: usize,
@@ -69,19 +77,20 @@ pub(super) struct Failure {
     pub(super) length: usize,
 }
 
-/// Remembers that accesses in a range fail, and why.
-pub(super) fn record(start: Address, bytes: u64, why: &str) {
-    let mut next = WRITER.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+/// Remembers that accesses in a range, of a view that is shared or not, fail, and why.
+pub(super) fn record(start: Address, bytes: u64, sharing: Sharing, why: &str) {
+    let mut next = hold();
     let slot = &SLOTS[*next % FAILURES_MAX];
     *next += 1;
     // An older failure would else go on failing without a word: its accesses try again.
     let (old_start, old_bytes) = (slot.start.load(Ordering::Relaxed), slot.bytes.load(Ordering::Relaxed));
-    if old_bytes > 0 {
+    if old_bytes > 0 && !slot.private.load(Ordering::Relaxed) {
         drop_poison(old_start, old_bytes);
     }
     slot.write(|slot| {
         slot.start.store(start.0, Ordering::Relaxed);
         slot.bytes.store(bytes as usize, Ordering::Relaxed);
+        slot.private.store(sharing == Sharing::Private, Ordering::Relaxed);
         slot.failed_at.store(now_milliseconds(), Ordering::Relaxed);
         slot.reported.store(0, Ordering::Relaxed);
         let text = why.as_bytes();
@@ -95,7 +104,7 @@ pub(super) fn record(start: Address, bytes: u64, why: &str) {
 
 /// Forgets what was recorded for any part of the range.
 pub(super) fn forget(start: Address, bytes: u64) {
-    let _writer = WRITER.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let _writer = hold();
     for slot in &SLOTS {
         let from = slot.start.load(Ordering::Relaxed);
         let length = slot.bytes.load(Ordering::Relaxed);
@@ -111,8 +120,8 @@ pub(super) fn forget(start: Address, bytes: u64) {
 pub(super) fn drop_poison(start: usize, bytes: usize) {
     // Linux 5.18; as MADV_DONTNEED, and on locked pages too.
     const MADV_DONTNEED_LOCKED: i32 = 24;
-    // SAFETY: the range is a part of a shared view, so this drops page-table entries and with them the poison; the
-    // bytes are in the memfd.
+    // SAFETY: the range is a part of a shared view, or a page of a private one that has no copy, so this drops page-table
+    // entries and with them the poison; the bytes are in the memfd.
     unsafe { libc::madvise(start as *mut libc::c_void, bytes, MADV_DONTNEED_LOCKED) };
 }
 

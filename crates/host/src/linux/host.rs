@@ -1,35 +1,80 @@
-//! One host: a userfaultfd, and the memory and views that report to it.
+//! One host: its way of learning of faults, and the memory and views that report to it.
 
+use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
-use std::os::fd::{AsFd, OwnedFd};
-
+use super::faults::Faults;
 use super::memory::{Kind, Memfd};
 use super::userfaultfd::Userfaultfd;
-use super::{page_bytes, sigbus};
-use crate::error::During;
-use crate::{Address, Exclusive, Fault, FaultStream, Host, Memory, Result, Use, Waited};
+use super::{fault_signals, page_bytes};
+use crate::{Exclusive, FaultMode, FaultStream, Host, HostError, Memory, Result, Use};
 
 /// The machine as Linux makes it.
 pub struct LinuxHost {
-    faults: Arc<UserfaultStream>,
+    faults: Arc<Faults>,
     page_bytes: u64,
 }
 
 impl LinuxHost {
-    /// Opens a userfaultfd and sees to it that SIGBUS is explained.
+    /// Sees to it that faults arrive in a mode, or in the one that `OMNIMAP_FAULT_MODE` names, or else in the first that
+    /// this machine allows: [`Worker`](FaultMode::Worker), then [`Trap`](FaultMode::Trap).
     ///
     /// # Errors
-    /// Where userfaultfd cannot be had or lacks what the engine needs; the error says what to do.
-    pub fn open() -> Result<LinuxHost> {
-        let userfaultfd = Arc::new(Userfaultfd::open()?);
-        sigbus::install()?;
-        let closed =
-            rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).during("eventfd")?;
-        let faults = Arc::new(UserfaultStream { userfaultfd, closed });
+    /// Where the mode, or every one, is refused or lacks what the engine needs; the error says what to do.
+    pub fn open(mode: Option<FaultMode>) -> Result<LinuxHost> {
+        let faults = match mode.map_or_else(chosen_by_environment, |mode| Ok(Some(mode)))? {
+            Some(mode) => Faults::open(mode)?,
+            None => Faults::open(FaultMode::Worker).or_else(|why| {
+                if is_refused(&why) { Faults::open(FaultMode::Trap).map_err(|_| why) } else { Err(why) }
+            })?,
+        };
+        Self::over(Arc::new(faults))
+    }
+
+    pub(super) fn over(faults: Arc<Faults>) -> Result<LinuxHost> {
+        fault_signals::install(faults.mode())?;
         Ok(LinuxHost { faults, page_bytes: page_bytes() })
+    }
+
+    /// Memory that another process has made and filled, by its descriptor: it goes on from what is there.
+    ///
+    /// # Errors
+    /// If stores cannot be trapped here.
+    pub fn inherit_memory(&self, file: File, used_as: Use) -> Result<Arc<dyn Memory>> {
+        if used_as.is_writable() {
+            self.faults.check_traps()?;
+        }
+        let kind = Kind { page_bytes: self.page_bytes, used_as, exclusive: 0 };
+        Ok(Arc::new(Memfd::over(file, kind, self.faults.clone())))
+    }
+
+    /// How faults arrive.
+    pub fn fault_mode(&self) -> FaultMode {
+        self.faults.mode()
+    }
+}
+
+fn chosen_by_environment() -> Result<Option<FaultMode>> {
+    match std::env::var(FaultMode::VARIABLE) {
+        Ok(text) if !text.is_empty() => text.parse().map(Some).map_err(HostError::from),
+        _ => Ok(None),
+    }
+}
+
+/// Whether userfaultfd is not to be had here, or is too old; and not, say, that too many files are open.
+fn is_refused(error: &HostError) -> bool {
+    matches!(error, HostError::NoUserfaultfd { .. } | HostError::MissingFeature { .. })
+}
+
+/// The mode that is taken where none is asked for, or why there is none. Opens nothing for good.
+pub(super) fn default_mode() -> Result<FaultMode> {
+    if let Some(mode) = chosen_by_environment()? {
+        return Faults::open(mode).map(|faults| faults.mode());
+    }
+    match Userfaultfd::open(super::userfaultfd::Notice::Message) {
+        Ok(_) => Ok(FaultMode::Worker),
+        Err(why) => super::guarded::supported().map(|()| FaultMode::Trap).map_err(|_| why),
     }
 }
 
@@ -44,16 +89,15 @@ impl Host for LinuxHost {
         length: u64,
         used_as: Use,
     ) -> Result<(Arc<dyn Memory>, Option<Exclusive>)> {
-        let faults = self.faults.userfaultfd.clone();
         if used_as.is_writable() {
-            faults.check_traps()?;
+            self.faults.check_traps()?;
         }
         let (exclusive, id) = Exclusive::new();
         let memory = Memfd::create(
             name,
             length,
             Kind { page_bytes: self.page_bytes, used_as, exclusive: id },
-            faults,
+            self.faults.clone(),
         )?;
         Ok((Arc::new(memory), (used_as == Use::Exclusive).then_some(exclusive)))
     }
@@ -61,46 +105,14 @@ impl Host for LinuxHost {
     fn faults(&self) -> Arc<dyn FaultStream> {
         self.faults.clone()
     }
-}
 
-struct UserfaultStream {
-    userfaultfd: Arc<Userfaultfd>,
-    /// Readable once the stream is closed.
-    closed: OwnedFd,
-}
-
-impl FaultStream for UserfaultStream {
-    fn take(&self) -> Result<Option<Fault>> {
-        self.userfaultfd.take()
+    fn add_kin(&self, userfaultfd: OwnedFd) -> Result<u16> {
+        self.faults.kin()?.add(userfaultfd)
     }
 
-    fn is_pending(&self) -> bool {
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        let mut polled = [PollFd::from_borrowed_fd(self.userfaultfd.as_fd(), PollFlags::IN)];
-        matches!(rustix::event::poll(&mut polled, Some(&now)), Ok(1))
-    }
-
-    fn wait(&self, limit: Duration) -> Result<Waited> {
-        let limit = Timespec { tv_sec: limit.as_secs() as i64, tv_nsec: i64::from(limit.subsec_nanos()) };
-        let mut polled = [
-            PollFd::from_borrowed_fd(self.userfaultfd.as_fd(), PollFlags::IN),
-            PollFd::from_borrowed_fd(self.closed.as_fd(), PollFlags::IN),
-        ];
-        match rustix::event::poll(&mut polled, Some(&limit)) {
-            Ok(0) => Ok(Waited::TimedOut),
-            Ok(_) if !polled[1].revents().is_empty() => Ok(Waited::Closed),
-            // A signal that was handled on this thread is not an end (EINTR, even with SA_RESTART).
-            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(Waited::Ready),
-            Err(e) => Err(e).during("poll(userfaultfd)"),
+    fn remove_kin(&self, kin: u16) {
+        if let Ok(all) = self.faults.kin() {
+            all.remove(kin);
         }
-    }
-
-    fn close(&self) {
-        // Adding 1 to an eventfd that nobody reads can only fail when it is readable already.
-        let _ = rustix::io::write(&self.closed, &1u64.to_ne_bytes());
-    }
-
-    fn wake(&self, start: Address, bytes: u64) -> Result<()> {
-        self.userfaultfd.wake(start, bytes)
     }
 }

@@ -1,15 +1,20 @@
 //! An object's resident bytes: a sparse memfd.
 
 use std::fs::File;
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use rustix::fs::{FallocateFlags, MemfdFlags};
+use rustix::fs::{FallocateFlags, MemfdFlags, SeekFrom};
 
-use super::userfaultfd::Userfaultfd;
+use super::faults::Faults;
+use super::figures::{ObjectKind, Published};
+use super::guarded::GuardedMemory;
+use super::kin::KinView;
 use super::view::{LinuxView, ViewList};
 use crate::error::During;
-use crate::{Memory, Result, Stores, Use, View};
+use crate::{Address, Memory, Result, Stores, Use, View, ViewRequest};
 
 /// `st_blocks` counts in units of this, whatever the file system (stat(2)).
 const BLOCK_BYTES: u64 = 512;
@@ -17,7 +22,9 @@ const BLOCK_BYTES: u64 = 512;
 /// A memfd whose holes are the pages that are not resident, and whose length is the object's length.
 pub(super) struct Memfd {
     file: File,
-    faults: Arc<Userfaultfd>,
+    faults: Arc<Faults>,
+    /// Where there is no userfaultfd.
+    guarded: Option<Arc<GuardedMemory>>,
     kind: Kind,
     /// The views that there are, for filling through them.
     views: Arc<ViewList>,
@@ -25,6 +32,8 @@ pub(super) struct Memfd {
     /// and a page that is just being added hides one that was just dropped (`shmem_recalc_inode`): without this,
     /// `st_blocks` would be above the budget for a moment.
     accounting: RwLock<()>,
+    /// For who looks from outside.
+    figures: Option<Published>,
 }
 
 /// What a memory and its views are like, for good.
@@ -40,21 +49,37 @@ pub(super) struct Kind {
 const FILL_BYTES_TOGETHER: usize = 128 << 10;
 
 impl Memfd {
-    pub(super) fn create(name: &str, length: u64, kind: Kind, faults: Arc<Userfaultfd>) -> Result<Memfd> {
-        let fd = rustix::fs::memfd_create(memfd_name(name), MemfdFlags::CLOEXEC).during("memfd_create")?;
+    pub(super) fn create(name: &str, length: u64, kind: Kind, faults: Arc<Faults>) -> Result<Memfd> {
+        let fd = rustix::fs::memfd_create(memfd_name(PAGED_PREFIX, name), MemfdFlags::CLOEXEC)
+            .during("memfd_create")?;
         rustix::fs::ftruncate(&fd, length).during("ftruncate(memfd)")?;
-        Ok(Memfd { file: fd.into(), faults, kind, views: Arc::default(), accounting: RwLock::default() })
+        Ok(Self::over(fd.into(), kind, faults))
+    }
+
+    pub(super) fn over(file: File, kind: Kind, faults: Arc<Faults>) -> Memfd {
+        let guarded = faults.guarded_memory(kind.page_bytes);
+        let figures = Published::new(&file, ObjectKind::Paged);
+        Memfd { file, faults, guarded, kind, views: Arc::default(), accounting: RwLock::default(), figures }
     }
 }
 
+/// What the names of memory begin with, by which its kind is known from outside.
+pub(super) const PAGED_PREFIX: &str = "omnimap:";
+pub(super) const SHARED_PREFIX: &str = "omnimap-shm:";
+
+/// Bytes of memory that an object has, as the kernel counts them.
+pub(super) fn bytes_of(metadata: &std::fs::Metadata) -> u64 {
+    metadata.blocks() * BLOCK_BYTES
+}
+
 /// memfd_create(2) takes up to 249 bytes without a NUL; the end of a path says more than its beginning.
-fn memfd_name(name: &str) -> String {
+pub(super) fn memfd_name(prefix: &str, name: &str) -> String {
     const NAME_BYTES_MAX: usize = 200;
     let mut from = name.len().saturating_sub(NAME_BYTES_MAX);
     while !name.is_char_boundary(from) {
         from += 1;
     }
-    format!("omnimap:{}", name[from..].replace('\0', "?"))
+    format!("{prefix}{}", name[from..].replace('\0', "?"))
 }
 
 impl Memfd {
@@ -62,7 +87,7 @@ impl Memfd {
     /// or a store would go through in another view.
     fn trap_in_others(&self, offset: u64, bytes: u64) -> Result<()> {
         self.views
-            .for_others(offset, bytes, |address, bytes| self.faults.protect(address, bytes, Stores::Trap))
+            .for_others(offset, bytes, |faults, address, bytes| faults.protect(address, bytes, Stores::Trap))
     }
 
     /// Writes what there is of an object's pages.
@@ -81,18 +106,31 @@ impl Memory for Memfd {
         while at < end {
             let rest = &bytes[(at - offset) as usize..];
             let rest = &rest[..rest.len().min(FILL_BYTES_TOGETHER)];
-            if stores == Stores::Trap {
+            if stores == Stores::Trap && self.guarded.is_none() {
                 self.trap_in_others(at, rest.len() as u64)?;
             }
             let _adding = self.accounting.read().unwrap_or_else(PoisonError::into_inner);
+            if let Some(guarded) = &self.guarded {
+                guarded.fill(&self.file, at, rest, stores)?;
+                at += rest.len() as u64;
+                continue;
+            }
             // Through a view: a page made by UFFDIO_COPY is complete before it can be found, and never larger than a page.
             // One made by write(2) can be found half written when the copy is interrupted by a fault of the source.
-            let copied = self.views.with(at, |address, room| {
+            let copied = self.views.with(at, |faults, address, room| {
                 let count = rest.len().min(room as usize);
-                self.faults.copy(address, &rest[..count], stores).map(|()| count as u64)
+                let copied = faults.copy(address, &rest[..count], stores)?;
+                Ok((copied, address.0 + copied..address.0 + count))
             });
             at += match copied {
-                Ok(copied) => copied?,
+                Ok(Ok((copied, gone))) => {
+                    // A child has unmapped it, or is gone.
+                    if !gone.is_empty() {
+                        self.views.remove(gone);
+                    }
+                    copied as u64
+                }
+                Ok(Err(error)) => return Err(error),
                 // Nobody can look at what no view shows, and checked reads come after.
                 Err(no_view_before) => {
                     let count = rest.len().min((no_view_before - at) as usize);
@@ -114,7 +152,16 @@ impl Memory for Memfd {
 
     fn set_len(&self, length: u64) -> Result<()> {
         let _dropping = self.accounting.write().unwrap_or_else(PoisonError::into_inner);
-        rustix::fs::ftruncate(&self.file, length).during("ftruncate(memfd)")
+        match &self.guarded {
+            Some(guarded) => guarded.set_len(&self.file, length),
+            None => rustix::fs::ftruncate(&self.file, length).during("ftruncate(memfd)"),
+        }
+    }
+
+    fn note_dirty(&self, pages: i64) {
+        if let Some(figures) = &self.figures {
+            figures.add_dirty(pages);
+        }
     }
 
     fn used_as(&self) -> Use {
@@ -124,27 +171,59 @@ impl Memory for Memfd {
     fn punch(&self, offset: u64, bytes: u64) -> Result<()> {
         let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         let _dropping = self.accounting.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(guarded) = &self.guarded {
+            return guarded.punch(&self.file, offset, bytes);
+        }
         rustix::fs::fallocate(&self.file, mode, offset, bytes).during("fallocate(memfd, PUNCH_HOLE)")
     }
 
     fn resident_bytes(&self) -> Result<u64> {
-        Ok(self.file.metadata().during("fstat(memfd)")?.blocks() * BLOCK_BYTES)
+        Ok(bytes_of(&self.file.metadata().during("fstat(memfd)")?))
     }
 
-    fn map(&self, offset: u64, length: u64) -> Result<Arc<dyn View>> {
-        Ok(Arc::new(LinuxView::map(&self.file, offset, length, self.kind, &self.faults, &self.views)?))
+    fn map_as(&self, request: &ViewRequest) -> Result<Arc<dyn View>> {
+        let faults = (&self.faults, self.guarded.as_ref());
+        Ok(Arc::new(LinuxView::map(self.file.as_fd(), request, self.kind, faults, &self.views)?))
+    }
+
+    fn view_of_kin(&self, request: &ViewRequest, start: Address) -> Result<Arc<dyn View>> {
+        let member =
+            self.faults.kin()?.member(start.kin()).ok_or(rustix::io::Errno::SRCH).during("a view of kin")?;
+        let view = KinView::new(request, start, self.kind.page_bytes, member, self.views.clone());
+        Ok(Arc::new(view))
+    }
+
+    fn present(&self) -> Result<Vec<Range<u64>>> {
+        let mut found = Vec::new();
+        let mut at = 0;
+        loop {
+            let start = match rustix::fs::seek(&self.file, SeekFrom::Data(at)) {
+                Ok(start) => start,
+                Err(rustix::io::Errno::NXIO) => return Ok(found),
+                Err(e) => return Err(e).during("lseek(memfd, SEEK_DATA)"),
+            };
+            let end =
+                rustix::fs::seek(&self.file, SeekFrom::Hole(start)).during("lseek(memfd, SEEK_HOLE)")?;
+            // The last page ends with the object.
+            at = end.next_multiple_of(self.kind.page_bytes);
+            found.push(start..at);
+        }
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.file.as_fd())
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::memfd_name;
+    use super::{PAGED_PREFIX, memfd_name};
 
     #[test]
     fn long_names_keep_their_end_and_stay_text() {
         let name = format!("/{}é/index.bin", "directory/".repeat(40));
-        let short = memfd_name(&name);
+        let short = memfd_name(PAGED_PREFIX, &name);
         assert!(short.ends_with("é/index.bin") && short.len() < 249, "{short}");
-        assert_eq!(memfd_name("a\0b"), "omnimap:a?b");
+        assert_eq!(memfd_name(PAGED_PREFIX, "a\0b"), "omnimap:a?b");
     }
 }

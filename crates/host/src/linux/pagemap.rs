@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::userfaultfd::ioctl_read_write;
 use crate::error::During;
@@ -71,10 +71,17 @@ pub(super) fn present(
     read_entries(&file, range, page_bytes, &mut found).during("pread(/proc/self/pagemap)")
 }
 
+type Opened = Option<(ProcessId, Arc<File>)>;
+static OPENED: Mutex<Opened> = Mutex::new(None);
+
+/// Keeps others out while the process is forked: the child has none of their threads, and finds the lock free.
+pub(super) fn hold() -> MutexGuard<'static, Opened> {
+    OPENED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// The pagemap of this process: a descriptor that was opened before a fork goes on showing the parent's.
 fn pagemap() -> io::Result<Arc<File>> {
-    static OPENED: Mutex<Option<(ProcessId, Arc<File>)>> = Mutex::new(None);
-    let mut opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut opened = hold();
     if let Some((process, file)) = &*opened
         && process.is_current()
     {

@@ -7,8 +7,8 @@ use rustix::mm::{MapFlags, ProtFlags};
 use rustix::process::{Resource, getrlimit};
 
 use super::userfaultfd::{Features, Origin, Userfaultfd};
-use super::{page_bytes, pagemap};
-use crate::Address;
+use super::{guarded, host, page_bytes, pagemap};
+use crate::{Address, FaultMode};
 
 /// One thing that was looked at.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,18 +40,19 @@ pub struct Probe {
     pub findings: Vec<Finding>,
     /// By which way userfaultfd can be had, if at all.
     pub origin: Option<Origin>,
+    /// How faults will be served, where nothing else is asked for, if mappings can be made.
+    pub fault_mode: Option<FaultMode>,
 }
 
 impl Probe {
     /// Whether mappings can be made here.
     pub fn usable(&self) -> bool {
-        self.findings.iter().all(|f| f.good || !ESSENTIAL.contains(&f.name))
+        self.fault_mode.is_some()
     }
 }
 
 const USERFAULTFD: &str = "userfaultfd";
 const FEATURE_POISON: &str = "userfaultfd POISON";
-const ESSENTIAL: [&str; 2] = [USERFAULTFD, FEATURE_POISON];
 
 /// Looks at the machine; `directory` is where O_DIRECT is tried.
 pub fn probe(directory: &Path) -> Probe {
@@ -67,12 +68,47 @@ pub fn probe(directory: &Path) -> Probe {
              userfaultfd in the seccomp profile, or pass the device in",
         )),
     }
+    findings.push(guard_pages());
     findings.push(page_scan());
     findings.push(collapse());
     findings.push(shared_huge_pages());
     findings.push(direct_io(directory));
     findings.extend(limits());
-    Probe { findings, origin }
+    let mode = host::default_mode();
+    findings.insert(2, fault_mode(&mode));
+    Probe { findings, origin, fault_mode: mode.ok() }
+}
+
+fn fault_mode(mode: &crate::Result<FaultMode>) -> Finding {
+    const NAME: &str = "fault mode";
+    match mode {
+        Ok(FaultMode::Worker) => Finding::good(NAME, "worker"),
+        Ok(mode) => Finding {
+            remedy: Some(
+                "works; but a system call on a page that is not in memory answers EFAULT: bring it in first (pin), or \
+                 read_at and write_at"
+                    .into(),
+            ),
+            ..Finding::good(NAME, mode.to_string())
+        },
+        Err(error) => Finding::bad(
+            NAME,
+            error.to_string(),
+            "any of: userfaultfd; guard pages (Linux 6.15 on x86-64); another OMNIMAP_FAULT_MODE, where one is set",
+        ),
+    }
+}
+
+fn guard_pages() -> Finding {
+    const NAME: &str = "guard pages";
+    match guarded::supported() {
+        Ok(()) => Finding::good(NAME, "mappings can be made without userfaultfd (fault mode trap)"),
+        Err(error) => Finding::bad(
+            NAME,
+            error.to_string(),
+            "only needed where userfaultfd is refused; use Linux 6.15 or later",
+        ),
+    }
 }
 
 fn kernel() -> Finding {

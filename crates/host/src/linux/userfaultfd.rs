@@ -81,6 +81,7 @@ struct Message {
 
 const IOCTL_API: libc::Ioctl = ioctl_number(READ_WRITE, 0xAA, 0x3F, size_of::<Api>());
 const IOCTL_REGISTER: libc::Ioctl = ioctl_number(READ_WRITE, 0xAA, 0x00, size_of::<Register>());
+const IOCTL_UNREGISTER: libc::Ioctl = ioctl_number(READ, 0xAA, 0x01, size_of::<UffdRange>());
 const IOCTL_WAKE: libc::Ioctl = ioctl_number(READ, 0xAA, 0x02, size_of::<UffdRange>());
 const IOCTL_COPY: libc::Ioctl = ioctl_number(READ_WRITE, 0xAA, 0x03, size_of::<CopyIn>());
 const IOCTL_WRITE_PROTECT: libc::Ioctl = ioctl_number(READ_WRITE, 0xAA, 0x06, size_of::<WriteProtect>());
@@ -106,6 +107,8 @@ impl Features {
     pub const MISSING_SHMEM: Features = Features(1 << 5);
     /// Shared memory can be write-protected; Linux 5.19.
     pub const WP_SHMEM: Features = Features(1 << 0 | 1 << 12);
+    /// A fault raises SIGBUS instead of sending a message; Linux 4.14.
+    pub const SIGBUS: Features = Features(1 << 7);
     /// A page can be made to fail with SIGBUS; Linux 6.6.
     pub const POISON: Features = Features(1 << 14);
     /// All of them by name in `linux/userfaultfd.h`.
@@ -117,7 +120,7 @@ impl Features {
         ("MISSING_HUGETLBFS", Features(1 << 4)),
         ("MISSING_SHMEM", Self::MISSING_SHMEM),
         ("EVENT_UNMAP", Features(1 << 6)),
-        ("SIGBUS", Features(1 << 7)),
+        ("SIGBUS", Self::SIGBUS),
         ("THREAD_ID", Features(1 << 8)),
         ("MINOR_HUGETLBFS", Features(1 << 9)),
         ("MINOR_SHMEM", Features(1 << 10)),
@@ -146,16 +149,27 @@ pub enum Origin {
     UserModeOnly,
 }
 
+/// Who is told of a fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Notice {
+    /// Whoever reads the descriptor; the thread sleeps.
+    Message,
+    /// The thread, by SIGBUS.
+    Signal,
+}
+
 /// An open userfaultfd.
 pub(super) struct Userfaultfd {
     fd: OwnedFd,
     /// Whether shared memory can be registered for write-protection.
     exact_touches: bool,
+    /// It is about the memory of another process, which may unmap it, or be gone, without a word.
+    of_kin: bool,
 }
 
 impl Userfaultfd {
     /// Opens one with what the engine needs, or says which of its needs is not met.
-    pub(super) fn open() -> Result<Userfaultfd> {
+    pub(super) fn open(notice: Notice) -> Result<Userfaultfd> {
         static SUPPORTED: OnceLock<Features> = OnceLock::new();
         let features = match SUPPORTED.get() {
             Some(known) => *known,
@@ -173,9 +187,28 @@ impl Userfaultfd {
         }
         let (fd, _) = create()?;
         let exact_touches = features.contains(Features::WP_SHMEM);
-        let optional = if exact_touches { Features::WP_SHMEM.0 } else { 0 };
-        handshake(&fd, Features(Features::MISSING_SHMEM.0 | Features::POISON.0 | optional))?;
-        Ok(Userfaultfd { fd, exact_touches })
+        let mut wanted = Features::MISSING_SHMEM.0 | Features::POISON.0;
+        if exact_touches {
+            wanted |= Features::WP_SHMEM.0;
+        }
+        if notice == Notice::Signal {
+            if !features.contains(Features::SIGBUS) || !cfg!(target_arch = "x86_64") {
+                return Err(HostError::MissingFeature { missing: "SIGBUS", since: "4.14 (x86-64)" });
+            }
+            wanted |= Features::SIGBUS.0;
+        }
+        handshake(&fd, Features(wanted))?;
+        Ok(Userfaultfd { fd, exact_touches, of_kin: false })
+    }
+
+    /// One that a forked child of ours has opened, for its own memory, as [`open`](Self::open) does.
+    pub(super) fn of_kin(fd: OwnedFd) -> Userfaultfd {
+        Userfaultfd { fd, exact_touches: true, of_kin: true }
+    }
+
+    /// Whether it failed because the other process has nothing there any more.
+    fn is_gone(&self, error: &io::Error) -> bool {
+        self.of_kin && matches!(error.raw_os_error(), Some(libc::ESRCH | libc::ENOENT))
     }
 
     /// By which way one can be had here, and what it can do.
@@ -191,10 +224,16 @@ impl Userfaultfd {
     /// from mapping the neighbours of a page that is touched, so that it can be told which pages were
     /// (`uffd_disable_fault_around`).
     pub(super) fn register(&self, start: Address, bytes: u64) -> Result<()> {
-        let range = UffdRange { start: start.0 as u64, len: bytes };
+        let range = UffdRange { start: start.in_process() as u64, len: bytes };
         let mode = REGISTER_MODE_MISSING | if self.exact_touches { REGISTER_MODE_WP } else { 0 };
         let mut request = Register { range, mode, ioctls: 0 };
         ioctl(&self.fd, IOCTL_REGISTER, &mut request).during("UFFDIO_REGISTER")
+    }
+
+    /// Reports no accesses to the range any more: holes there read as zeros, for everybody, unless nobody may access it.
+    pub(super) fn unregister(&self, start: Address, bytes: u64) -> Result<()> {
+        let mut range = UffdRange { start: start.in_process() as u64, len: bytes };
+        ioctl(&self.fd, IOCTL_UNREGISTER, &mut range).during("UFFDIO_UNREGISTER")
     }
 
     /// Whether stores can be trapped; an error that says what is missing, if not.
@@ -209,40 +248,57 @@ impl Userfaultfd {
     /// back and wakes who waits for it.
     pub(super) fn protect(&self, start: Address, bytes: u64, stores: Stores) -> Result<()> {
         let mode = if stores == Stores::Trap { WRITE_PROTECT_MODE_WP } else { 0 };
-        let mut request = WriteProtect { range: UffdRange { start: start.0 as u64, len: bytes }, mode };
+        let mut request =
+            WriteProtect { range: UffdRange { start: start.in_process() as u64, len: bytes }, mode };
         loop {
             match ioctl(&self.fd, IOCTL_WRITE_PROTECT, &mut request) {
                 Ok(()) => return Ok(()),
                 // The address space is just being changed by another thread.
                 Err(e) if e.raw_os_error() == Some(libc::EAGAIN) => std::thread::yield_now(),
+                Err(e) if self.of_kin && e.raw_os_error() == Some(libc::ESRCH) => return Ok(()),
+                Err(e) if self.is_gone(&e) => return self.protect_what_is_left(start, bytes, stores),
                 Err(e) => return Err(e).during("UFFDIO_WRITEPROTECT"),
             }
         }
     }
 
-    /// Puts bytes into holes, whole pages of the range, without waking anybody; each page appears at once.
-    pub(super) fn copy(&self, start: Address, bytes: &[u8], stores: Stores) -> Result<()> {
+    /// The child has mapped something else in the range, where the kernel stops: what lies behind it is protected part by
+    /// part.
+    fn protect_what_is_left(&self, start: Address, bytes: u64, stores: Stores) -> Result<()> {
+        let page_bytes = super::page_bytes();
+        if bytes <= page_bytes {
+            return Ok(());
+        }
+        let half = (bytes / 2).next_multiple_of(page_bytes);
+        self.protect(start, half, stores)?;
+        self.protect(Address(start.0 + half as usize), bytes - half, stores)
+    }
+
+    /// Puts bytes into holes, whole pages of the range, without waking anybody; each page appears at once. Gives how many
+    /// there are now: fewer if nothing is mapped behind them any more.
+    pub(super) fn copy(&self, start: Address, bytes: &[u8], stores: Stores) -> Result<usize> {
         let trap = if stores == Stores::Trap { COPY_MODE_WP } else { 0 };
         let mut done = 0;
         while done < bytes.len() {
             let mut request = CopyIn {
-                to: (start.0 + done) as u64,
+                to: (start.in_process() + done) as u64,
                 from: bytes[done..].as_ptr() as u64,
                 len: (bytes.len() - done) as u64,
                 mode: COPY_MODE_DONTWAKE | trap,
                 copied: 0,
             };
             match ioctl(&self.fd, IOCTL_COPY, &mut request) {
-                Ok(()) => return Ok(()),
+                Ok(()) => return Ok(bytes.len()),
+                Err(e) if self.is_gone(&e) => break,
                 Err(e) if e.raw_os_error() == Some(libc::EAGAIN) => done += request.copied.max(0) as usize,
                 Err(e) => return Err(e).during("UFFDIO_COPY"),
             }
         }
-        Ok(())
+        Ok(done)
     }
 
     pub(super) fn wake(&self, start: Address, bytes: u64) -> Result<()> {
-        let mut range = UffdRange { start: start.0 as u64, len: bytes };
+        let mut range = UffdRange { start: start.in_process() as u64, len: bytes };
         ioctl(&self.fd, IOCTL_WAKE, &mut range).during("UFFDIO_WAKE")
     }
 
@@ -251,7 +307,7 @@ impl Userfaultfd {
         let mut done = 0;
         while done < bytes {
             let mut request = Poison {
-                range: UffdRange { start: start.0 as u64 + done, len: bytes - done },
+                range: UffdRange { start: start.in_process() as u64 + done, len: bytes - done },
                 mode: 0,
                 updated: 0,
             };
@@ -259,10 +315,24 @@ impl Userfaultfd {
                 Ok(()) => return Ok(()),
                 Err(e) if e.raw_os_error() == Some(libc::EAGAIN) => done += request.updated.max(0) as u64,
                 Err(e) if e.raw_os_error() == Some(libc::EEXIST) => done += page_bytes,
+                Err(e) if self.is_gone(&e) => return Ok(()),
                 Err(e) => return Err(e).during("UFFDIO_POISON"),
             }
         }
         Ok(())
+    }
+
+    /// Poisons a page that is a hole; `false`, if something is there.
+    pub(super) fn poison_one(&self, page: Address, page_bytes: u64) -> Result<bool> {
+        loop {
+            let range = UffdRange { start: page.in_process() as u64, len: page_bytes };
+            match ioctl(&self.fd, IOCTL_POISON, &mut Poison { range, mode: 0, updated: 0 }) {
+                Ok(()) => return Ok(true),
+                Err(e) if e.raw_os_error() == Some(libc::EAGAIN) => std::thread::yield_now(),
+                Err(e) if e.raw_os_error() == Some(libc::EEXIST) => return Ok(false),
+                Err(e) => return Err(e).during("UFFDIO_POISON"),
+            }
+        }
     }
 
     /// Reads one message, without waiting.

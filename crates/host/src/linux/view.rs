@@ -1,53 +1,80 @@
 //! A kernel mapping of a memfd, registered with userfaultfd.
 
-use std::fs::File;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::Range;
-use std::os::fd::AsFd;
+use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags};
 
+use super::faults::{Accessible, Faults};
+use super::guarded::GuardedMemory;
 use super::memory::Kind;
 use super::userfaultfd::Userfaultfd;
 use super::{failures, pagemap};
 use crate::error::During;
+use crate::machine::At;
 use crate::process::ProcessId;
-use crate::{Address, Exclusive, Result, Stores, Use, View};
+use crate::{
+    Address, Exclusive, FaultStream, Place, Protection, Result, Sharing, Stores, Use, View, ViewRequest,
+};
 
 /// Drops page-table entries, of pages that the program has locked too (Linux 5.18).
 const MADV_DONTNEED_LOCKED: i32 = 24;
 
-/// A shared view.
+/// A view of a memfd.
 pub(super) struct LinuxView {
     start: NonNull<u8>,
     length: u64,
     mapped_bytes: usize,
     kind: Kind,
-    faults: Arc<Userfaultfd>,
+    sharing: Sharing,
+    faults: Arc<Faults>,
     siblings: Arc<ViewList>,
     made_in: ProcessId,
+    /// What is mapped of it still, and its to unmap: ranges within it.
+    parts: Mutex<Vec<Range<u64>>>,
+    /// It is shared, and whole: what it shows is what the memory holds.
+    borrowable: AtomicBool,
+    /// Of a private view: pages that were made to fail, and so have no copy that would be lost.
+    poisoned: Mutex<BTreeSet<u64>>,
+    /// Of a private view: a shared one that nobody has the address of, for the memory to be filled through.
+    window: Option<Box<LinuxView>>,
 }
 
-/// The views of one memfd: where each begins, by the bytes of the memfd that it shows.
+/// The shared views of one memfd, in this process and in its kin.
 #[derive(Default)]
 pub(super) struct ViewList {
-    views: RwLock<Vec<(Range<u64>, Address)>>,
+    views: RwLock<BTreeMap<Address, Listed>>,
+}
+
+/// A shared view: the bytes of the memfd that it shows, and who serves it.
+#[derive(Clone)]
+pub(super) struct Listed {
+    shown: Range<u64>,
+    faults: Arc<Userfaultfd>,
 }
 
 impl ViewList {
     /// Calls `work` with an address that shows the byte at `offset` of the memfd, and how many bytes from it on the view
     /// shows; the view stays until it returns. Without one, the answer is how far there is none.
-    pub(super) fn with<T>(&self, offset: u64, work: impl FnOnce(Address, u64) -> T) -> Result<T, u64> {
+    pub(super) fn with<T>(
+        &self,
+        offset: u64,
+        work: impl FnOnce(&Userfaultfd, Address, u64) -> T,
+    ) -> Result<T, u64> {
         let views = self.views.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some((shown, start)) = views.iter().find(|(shown, _)| shown.contains(&offset)) {
-            return Ok(work(Address(start.0 + (offset - shown.start) as usize), shown.end - offset));
+        // Those of kin, which may go without a word, come last.
+        if let Some((start, listed)) = views.iter().find(|(_, listed)| listed.shown.contains(&offset)) {
+            let Listed { shown, faults } = listed;
+            return Ok(work(faults, Address(start.0 + (offset - shown.start) as usize), shown.end - offset));
         }
         Err(views
-            .iter()
-            .map(|(shown, _)| shown.start)
+            .values()
+            .map(|listed| listed.shown.start)
             .filter(|start| *start > offset)
             .min()
             .unwrap_or(u64::MAX))
@@ -58,25 +85,43 @@ impl ViewList {
         &self,
         offset: u64,
         bytes: u64,
-        mut work: impl FnMut(Address, u64) -> crate::Result<()>,
+        mut work: impl FnMut(&Userfaultfd, Address, u64) -> crate::Result<()>,
     ) -> crate::Result<()> {
         let views = self.views.read().unwrap_or_else(PoisonError::into_inner);
-        let first = views.iter().position(|(shown, _)| shown.contains(&offset));
-        for (i, (shown, start)) in views.iter().enumerate() {
+        let first = views.iter().find(|(_, listed)| listed.shown.contains(&offset)).map(|(start, _)| *start);
+        for (start, Listed { shown, faults }) in views.iter() {
             let (from, to) = (shown.start.max(offset), shown.end.min(offset + bytes));
-            if Some(i) != first && from < to {
-                work(Address(start.0 + (from - shown.start) as usize), to - from)?;
+            if Some(*start) != first && from < to {
+                work(faults, Address(start.0 + (from - shown.start) as usize), to - from)?;
             }
         }
         Ok(())
     }
 
-    fn add(&self, shown: Range<u64>, start: Address) {
-        self.views.write().unwrap_or_else(PoisonError::into_inner).push((shown, start));
+    pub(super) fn add(&self, shown: Range<u64>, start: Address, faults: Arc<Userfaultfd>) {
+        let listed = Listed { shown, faults };
+        self.views.write().unwrap_or_else(PoisonError::into_inner).insert(start, listed);
     }
 
-    fn remove(&self, start: Address) {
-        self.views.write().unwrap_or_else(PoisonError::into_inner).retain(|(_, s)| *s != start);
+    /// Takes addresses out, of one view.
+    pub(super) fn remove(&self, gone: Range<usize>) {
+        let mut views = self.views.write().unwrap_or_else(PoisonError::into_inner);
+        let first = views.range(..Address(gone.start)).next_back().map(|(start, _)| *start);
+        let inside = views.range(Address(gone.start)..Address(gone.end)).map(|(s, _)| *s);
+        let inside: Vec<Address> = first.into_iter().chain(inside).collect();
+        for start in inside {
+            let Some(listed) = views.remove(&start) else { continue };
+            let Range { start: from, end: to } = listed.shown;
+            let end = start.0 + (to - from) as usize;
+            if start.0 < gone.start {
+                let kept = (gone.start.min(end) - start.0) as u64;
+                views.insert(start, Listed { shown: from..from + kept, ..listed.clone() });
+            }
+            if end > gone.end {
+                let shown = to - (end - gone.end) as u64..to;
+                views.insert(Address(gone.end), Listed { shown, ..listed });
+            }
+        }
     }
 }
 
@@ -88,63 +133,119 @@ unsafe impl Sync for LinuxView {}
 
 impl LinuxView {
     pub(super) fn map(
-        file: &File,
-        offset: u64,
-        length: u64,
+        file: BorrowedFd<'_>,
+        request: &ViewRequest,
         kind: Kind,
-        faults: &Arc<Userfaultfd>,
+        (faults, guarded): (&Arc<Faults>, Option<&Arc<GuardedMemory>>),
         siblings: &Arc<ViewList>,
     ) -> Result<LinuxView> {
+        if request.place != Place::anywhere() || request.sharing == Sharing::Private {
+            faults.kin()?; // Where signals tell of faults, addresses are known by whole views.
+        }
         let too_long = || rustix::io::Errno::NOMEM;
-        let mapped_bytes = length
+        let mapped_bytes = request
+            .length
             .checked_next_multiple_of(kind.page_bytes)
             .and_then(|b| usize::try_from(b).ok())
             .ok_or_else(too_long)
             .during("mmap(memfd)")?;
-        // SAFETY: a new mapping at a place of the kernel's choice replaces nothing. NORESERVE has no effect on a memfd
-        // and says what is meant.
-        let start = unsafe {
-            rustix::mm::mmap(
-                std::ptr::null_mut(),
-                mapped_bytes,
-                ProtFlags::empty(),
-                MapFlags::SHARED | MapFlags::NORESERVE,
-                file.as_fd(),
-                offset,
-            )
-        }
-        .during("mmap(memfd)")?;
-        let start = NonNull::new(start.cast()).ok_or_else(too_long).during("mmap(memfd)")?;
+        let private = request.sharing == Sharing::Private;
+        let window = if private {
+            let hidden = ViewRequest {
+                place: Place::anywhere(),
+                protection: Protection::NONE,
+                sharing: Sharing::Shared,
+                ..*request
+            };
+            Some(Box::new(LinuxView::map(file, &hidden, kind, (faults, guarded), siblings)?))
+        } else {
+            None
+        };
+        let start = map_inaccessible(file, request, mapped_bytes)?;
         // From here on dropping the value unmaps.
         let view = LinuxView {
             start,
-            length,
+            length: request.length,
             mapped_bytes,
             kind,
+            sharing: request.sharing,
             faults: faults.clone(),
             siblings: siblings.clone(),
             made_in: ProcessId::current(),
+            parts: Mutex::new(std::iter::once(0..mapped_bytes as u64).collect()),
+            borrowable: AtomicBool::new(!private),
+            poisoned: Mutex::default(),
+            window,
         };
-        let whole = 0..mapped_bytes as u64;
-        // The registration is not inherited by fork, so the child must not see this range at all (F03).
-        view.advise(whole, libc::MADV_DONTFORK).during("madvise(DONTFORK)")?;
+        // The registration is not inherited by fork, so a child must not see this range at all (F03): a hole would read as
+        // zeros there, and then for everybody. Whoever cares for children lets private views along for the moment of a fork.
+        view.advise(0..mapped_bytes as u64, libc::MADV_DONTFORK).during("madvise(DONTFORK)")?;
         // A hole touched before it is registered would read as zeros, for everybody and for good. Nobody knows the
         // address yet; but after mlockall(MCL_FUTURE) mmap itself would touch all that is accessible.
-        faults.register(view.start(), mapped_bytes as u64)?;
-        let mut protection = MprotectFlags::READ;
-        protection.set(MprotectFlags::WRITE, kind.used_as.is_writable());
-        // SAFETY: the whole of the mapping just made; nobody knows its address, so nobody is harmed by what becomes of it.
-        unsafe { rustix::mm::mprotect(view.start.as_ptr().cast(), mapped_bytes, protection) }
+        let shown = request.offset..request.offset + mapped_bytes as u64;
+        let writable = kind.used_as.is_writable();
+        if faults.register(view.start(), shown.clone(), writable, guarded)? == Accessible::ByParts {
+            return Ok(view);
+        }
+        if request.protection != Protection::NONE {
+            // SAFETY: the whole of the mapping just made; nobody knows what becomes of it yet, so nobody is harmed.
+            unsafe {
+                rustix::mm::mprotect(view.start.as_ptr().cast(), mapped_bytes, flags_of(request.protection))
+            }
             .during("mprotect(memfd)")?;
-        siblings.add(offset..offset + mapped_bytes as u64, view.start());
+        }
+        if let (false, Some(userfaultfd)) = (private, faults.userfaultfd()) {
+            siblings.add(shown, view.start(), userfaultfd.clone());
+        }
         Ok(view)
     }
 
+    /// Where the shared view is that a private one is filled through.
+    pub(super) fn window(&self) -> Option<Address> {
+        self.window.as_ref().map(|window| window.start())
+    }
+
+    fn check_borrowable(&self) {
+        assert!(
+            self.borrowable.load(Ordering::Relaxed),
+            "addresses that are somebody else's are not borrowed"
+        );
+    }
+
     fn check_exclusive(&self, exclusive: &Exclusive) {
+        self.check_borrowable();
         assert!(
             self.kind.used_as == Use::Exclusive && exclusive.is(self.kind.exclusive),
             "the bytes of a memory are borrowed with the right that was made with it"
         );
+    }
+
+    /// Makes pages of a private view fail that are not there. Those that are may be copies, and stay.
+    fn fail_private(&self, start: Address, bytes: usize) -> Result<()> {
+        let page_bytes = self.kind.page_bytes;
+        for page in (start.0 as u64..(start.0 + bytes) as u64).step_by(page_bytes as usize) {
+            let mut poisoned = self.poisoned.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(userfaultfd) = self.faults.userfaultfd() else { return Ok(()) };
+            if userfaultfd.poison_one(Address(page as usize), page_bytes)? {
+                poisoned.insert(page);
+            } else if !poisoned.contains(&page) {
+                failures::forget(Address(page as usize), page_bytes);
+            }
+        }
+        Ok(())
+    }
+
+    fn clear_private(&self, start: Address, bytes: usize) -> Result<()> {
+        let mut poisoned = self.poisoned.lock().unwrap_or_else(PoisonError::into_inner);
+        let inside = start.0 as u64..(start.0 + bytes) as u64;
+        let pages: Vec<u64> = poisoned.range(inside).copied().collect();
+        for page in pages {
+            poisoned.remove(&page);
+            let from = page - self.start().0 as u64;
+            self.advise(from..from + self.kind.page_bytes, MADV_DONTNEED_LOCKED)
+                .during("madvise(DONTNEED_LOCKED)")?;
+        }
+        Ok(())
     }
 
     fn advise(&self, range: Range<u64>, advice: i32) -> io::Result<()> {
@@ -162,6 +263,46 @@ impl LinuxView {
         let end = range.end.next_multiple_of(self.kind.page_bytes).clamp(start, mapped);
         (Address(self.start.as_ptr() as usize + start as usize), (end - start) as usize)
     }
+}
+
+/// The mapping of a view, to which no access is allowed yet.
+fn map_inaccessible(file: BorrowedFd<'_>, request: &ViewRequest, bytes: usize) -> Result<NonNull<u8>> {
+    let (address, how) = match request.place.0 {
+        At::Anywhere => (0, MapFlags::empty()),
+        At::Low => (0, MapFlags::from_bits_retain(libc::MAP_32BIT as u32)),
+        At::Near(address) => (address.0, MapFlags::empty()),
+        At::Empty(address) => (address.0, MapFlags::FIXED_NOREPLACE),
+        At::Over(address) => (address.0, MapFlags::FIXED),
+        At::There(address) => {
+            return NonNull::new(address.0 as *mut u8).ok_or(rustix::io::Errno::INVAL).during("mmap(memfd)");
+        }
+    };
+    let sharing = match request.sharing {
+        Sharing::Shared => MapFlags::SHARED,
+        Sharing::Private => MapFlags::PRIVATE,
+    };
+    // SAFETY: only `Place::over` makes a mapping in the place of another, and who made that promised that nobody minds.
+    // NORESERVE has no effect on a memfd and says what is meant.
+    let start = unsafe {
+        rustix::mm::mmap(
+            address as *mut _,
+            bytes,
+            ProtFlags::empty(),
+            sharing | MapFlags::NORESERVE | how,
+            file,
+            request.offset,
+        )
+    }
+    .during("mmap(memfd)")?;
+    NonNull::new(start.cast()).ok_or(rustix::io::Errno::NOMEM).during("mmap(memfd)")
+}
+
+fn flags_of(protection: Protection) -> MprotectFlags {
+    let mut flags = MprotectFlags::empty();
+    flags.set(MprotectFlags::READ, protection.read);
+    flags.set(MprotectFlags::WRITE, protection.write);
+    flags.set(MprotectFlags::EXEC, protection.execute);
+    flags
 }
 
 /// Drops the page-table entries of parts of shared views of ours: in one call where the kernel can.
@@ -200,6 +341,23 @@ fn drop_entries(parts: &[libc::iovec]) -> io::Result<()> {
     Ok(())
 }
 
+/// Calls `work` with ranges, near ones as one: a call costs as much as some tens of pages do.
+pub(super) fn together(
+    ranges: &[Range<u64>],
+    page_bytes: u64,
+    mut work: impl FnMut(Range<u64>) -> Result<()>,
+) -> Result<()> {
+    let mut parts = ranges.iter().cloned().peekable();
+    while let Some(mut part) = parts.next() {
+        let near = TRAP_GAP_PAGES_MAX * page_bytes;
+        while let Some(next) = parts.next_if(|next| next.start >= part.end && next.start - part.end <= near) {
+            part.end = next.end;
+        }
+        work(part)?;
+    }
+    Ok(())
+}
+
 /// Pages between two ranges to be trapped that are trapped with them, rather than by a call of their own.
 const TRAP_GAP_PAGES_MAX: u64 = 32;
 
@@ -212,7 +370,36 @@ impl View for LinuxView {
         self.length
     }
 
+    fn sharing(&self) -> Sharing {
+        self.sharing
+    }
+
+    fn give_up(&self, range: Range<u64>) {
+        let (start, bytes) = self.locate(&range);
+        if self.sharing == Sharing::Shared {
+            self.siblings.remove(start.0..start.0 + bytes);
+        }
+        failures::forget(start, bytes as u64);
+        let gone = (start.0 - self.start().0) as u64..(start.0 - self.start().0 + bytes) as u64;
+        self.borrowable.store(false, Ordering::Relaxed);
+        let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
+        *parts = parts
+            .drain(..)
+            .flat_map(|part| [part.start..part.end.min(gone.start), part.start.max(gone.end)..part.end])
+            .filter(|part| part.start < part.end)
+            .collect();
+    }
+
+    fn end_faults(&self, range: Range<u64>) -> Result<()> {
+        let (start, bytes) = self.locate(&range);
+        match self.faults.userfaultfd() {
+            Some(userfaultfd) => userfaultfd.unregister(start, bytes as u64),
+            None => Ok(()),
+        }
+    }
+
     fn bytes(&self) -> &[u8] {
+        self.check_borrowable();
         assert_eq!(self.kind.used_as, Use::ReadOnly, "bytes that are stored to are borrowed otherwise");
         // SAFETY: the range is mapped readable until `self` is dropped and `length` is at most its size. The bytes do not
         // change while borrowed: the view shows a memfd that nobody else can write, no view of this memory can be stored
@@ -236,6 +423,7 @@ impl View for LinuxView {
     }
 
     fn cells(&self) -> &[AtomicU8] {
+        self.check_borrowable();
         assert_eq!(self.kind.used_as, Use::Shared, "bytes that are borrowed as slices are no cells");
         // SAFETY: mapped writable until `self` is dropped, and `length` is at most its size. All borrows of this memory's
         // bytes are cells, which allow stores by others.
@@ -243,19 +431,10 @@ impl View for LinuxView {
     }
 
     fn trap_stores(&self, ranges: &[Range<u64>]) -> Result<()> {
-        let mut parts = ranges.iter().cloned().peekable();
-        while let Some(mut part) = parts.next() {
-            // A call costs as much as some tens of pages do.
-            let near = TRAP_GAP_PAGES_MAX * self.kind.page_bytes;
-            while let Some(next) =
-                parts.next_if(|next| next.start >= part.end && next.start - part.end <= near)
-            {
-                part.end = next.end;
-            }
+        together(ranges, self.kind.page_bytes, |part| {
             let (start, bytes) = self.locate(&part);
-            self.faults.protect(start, bytes as u64, Stores::Trap)?;
-        }
-        Ok(())
+            self.faults.protect(start, bytes as u64, Stores::Trap)
+        })
     }
 
     fn let_stores(&self, range: Range<u64>) -> Result<()> {
@@ -265,21 +444,26 @@ impl View for LinuxView {
 
     fn fail(&self, range: Range<u64>, why: &str) -> Result<()> {
         let (start, bytes) = self.locate(&range);
-        failures::record(start, bytes as u64, why);
-        if self.kind.used_as.is_writable() {
-            // Poison does not take the place of a marker; the next fill sets one again.
-            self.faults.protect(start, bytes as u64, Stores::Let)?;
+        failures::record(start, bytes as u64, self.sharing, why);
+        if self.sharing == Sharing::Private {
+            return self.fail_private(start, bytes);
         }
-        self.faults.poison(start, bytes as u64, self.kind.page_bytes)
+        self.faults.poison(start, bytes as u64, self.kind.page_bytes, self.kind.used_as.is_writable())
     }
 
     fn clear_failure(&self, range: Range<u64>) -> Result<()> {
         let (start, bytes) = self.locate(&range);
         failures::forget(start, bytes as u64);
+        if self.sharing == Sharing::Private {
+            return self.clear_private(start, bytes);
+        }
         self.advise(range, MADV_DONTNEED_LOCKED).during("madvise(DONTNEED_LOCKED)")
     }
 
     fn forget_touches(&self, ranges: &[Range<u64>]) -> Result<()> {
+        if self.sharing == Sharing::Private {
+            return Ok(()); // The copied pages would go too.
+        }
         let parts: Vec<libc::iovec> = ranges
             .iter()
             .map(|range| self.locate(range))
@@ -302,11 +486,16 @@ impl Drop for LinuxView {
         if !self.made_in.is_current() {
             return; // The child never had this range; something else may live there.
         }
-        self.siblings.remove(self.start());
-        failures::forget(self.start(), self.mapped_bytes as u64);
-        // SAFETY: we own the mapping, and nobody holds a reference into it, for those borrow from `self`.
-        let _ = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.mapped_bytes) };
-        // A thread that came by a raw pointer and waits in the range would wait for ever: let it find the hole.
-        let _ = self.faults.wake(self.start(), self.mapped_bytes as u64);
+        self.faults.forget(self.start());
+        let parts = std::mem::take(self.parts.get_mut().unwrap_or_else(PoisonError::into_inner));
+        for part in parts {
+            let (start, bytes) = self.locate(&part);
+            self.siblings.remove(start.0..start.0 + bytes);
+            failures::forget(start, bytes as u64);
+            // SAFETY: we own the mapping, and nobody holds a reference into it, for those borrow from `self`.
+            let _ = unsafe { rustix::mm::munmap(start.0 as *mut _, bytes) };
+            // A thread that came by a raw pointer and waits in the range would wait for ever: let it find the hole.
+            let _ = self.faults.wake(start, bytes as u64);
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! Makes a store misbehave, as told.
 
 use std::io;
+use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -140,7 +141,7 @@ impl Faulty {
 
 impl Decorator for Faulty {
     fn transfer(&self) -> Transfer {
-        Transfer { answers: Answers::Eventually, ..self.inner.transfer() }
+        self.inner.transfer().answering(Answers::Eventually).reading_together(NonZeroUsize::MIN)
     }
 
     fn inner(&self) -> &dyn BackingStore {

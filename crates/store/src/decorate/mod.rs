@@ -6,9 +6,12 @@ pub(crate) mod power_cut;
 pub(crate) mod throttled;
 pub(crate) mod verified;
 
+use std::num::NonZeroUsize;
 use std::ops::Range;
+use std::sync::Arc;
 
-use crate::{BackingStore, Result, Transfer, Version, Writability};
+use crate::backing_store::read_in_turn;
+use crate::{BackingStore, ReadAt, Result, Transfer, Version, Writability, WriteAt};
 
 /// A store that passes on to another what it does not change itself.
 pub trait Decorator: Send + Sync {
@@ -23,6 +26,18 @@ pub trait Decorator: Send + Sync {
     /// See [`BackingStore::write_at`].
     fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
         self.inner().write_at(offset, bytes)
+    }
+
+    /// See [`BackingStore::read_each`]. Each goes through [`read_at`](Self::read_at), so that no decorator is passed by.
+    fn read_each(&self, reads: &mut [ReadAt<'_>], came: &mut dyn FnMut(usize, Result<usize>)) {
+        read_in_turn(reads, came, |offset, into| Decorator::read_at(self, offset, into));
+    }
+
+    /// See [`BackingStore::write_each`]. Each goes through [`write_at`](Self::write_at), so that no decorator is passed by.
+    fn write_each(&self, writes: &[WriteAt<'_>], written: &mut dyn FnMut(usize, Result<()>)) {
+        for (number, write) in writes.iter().enumerate() {
+            written(number, Decorator::write_at(self, write.offset, write.bytes));
+        }
     }
 
     /// See [`BackingStore::set_len`].
@@ -42,7 +57,12 @@ pub trait Decorator: Send + Sync {
 
     /// See [`BackingStore::transfer`].
     fn transfer(&self) -> Transfer {
-        self.inner().transfer()
+        self.inner().transfer().reading_together(NonZeroUsize::MIN)
+    }
+
+    /// See [`BackingStore::reopen`]: what the decorator adds is lost unless it says otherwise.
+    fn reopen(&self) -> Result<Arc<dyn BackingStore>> {
+        self.inner().reopen()
     }
 }
 
@@ -71,6 +91,12 @@ impl<D: Decorator> BackingStore for D {
     fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
         Decorator::write_at(self, offset, bytes)
     }
+    fn read_each(&self, reads: &mut [ReadAt<'_>], came: &mut dyn FnMut(usize, Result<usize>)) {
+        Decorator::read_each(self, reads, came);
+    }
+    fn write_each(&self, writes: &[WriteAt<'_>], written: &mut dyn FnMut(usize, Result<()>)) {
+        Decorator::write_each(self, writes, written);
+    }
     fn set_len(&self, length: u64) -> Result<()> {
         Decorator::set_len(self, length)
     }
@@ -80,7 +106,13 @@ impl<D: Decorator> BackingStore for D {
     fn is_atomic(&self) -> bool {
         self.inner().is_atomic()
     }
+    fn is_temporary(&self) -> bool {
+        self.inner().is_temporary()
+    }
     fn refresh(&self) -> Result<()> {
         Decorator::refresh(self)
+    }
+    fn reopen(&self) -> Result<Arc<dyn BackingStore>> {
+        Decorator::reopen(self)
     }
 }

@@ -11,7 +11,9 @@ use xxhash_rust::xxh3::xxh3_64;
 use self::flights::{Flight, Flights, Purpose};
 use self::sums::Sums;
 use super::Decorator;
-use crate::{BackingStore, Result, StoreError};
+use crate::backing_store::read_in_turn;
+use crate::error::left_locked;
+use crate::{BackingStore, ReadAt, Result, StoreError, Transfer, Writability, WriteAt};
 
 /// Remembers a checksum of every block that was read or written, and refuses a block that comes back different.
 ///
@@ -54,6 +56,19 @@ impl Verified {
     fn begin(&self, purpose: Purpose, blocks: Range<u64>) -> UnderWay<'_> {
         let id = self.state().flights.begin(purpose, blocks);
         UnderWay { store: self, id: Some(id) }
+    }
+
+    /// Remembers the blocks that a write to an object of `length` bytes has covered.
+    fn remember(flight: UnderWay<'_>, write: WriteAt<'_>, length: u64) {
+        let WriteAt { offset, bytes } = write;
+        let covered = covered(offset, bytes.len(), length);
+        let sums = sums_of(offset + covered.start as u64, &bytes[covered]);
+        flight.land(|flight, known| {
+            known.forget(flight.blocks.clone());
+            for (block, sum) in sums.into_iter().filter(|(block, _)| flight.was_alone_at(*block)) {
+                known.set(block, sum);
+            }
+        });
     }
 
     /// Compares blocks that have come with those known, and remembers what is new.
@@ -109,6 +124,10 @@ impl Decorator for Verified {
         &self.inner
     }
 
+    fn transfer(&self) -> Transfer {
+        self.inner.transfer()
+    }
+
     fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<usize> {
         // Before the length is asked for: it says where the last block ends.
         let flight = self.begin(Purpose::Read, blocks_touched(offset, into.len()));
@@ -139,19 +158,54 @@ impl Decorator for Verified {
         Ok(wanted)
     }
 
+    fn read_each(&self, reads: &mut [ReadAt<'_>], came: &mut dyn FnMut(usize, Result<usize>)) {
+        let whole = |read: &ReadAt<'_>| {
+            let end = read.offset.saturating_add(read.into.len() as u64);
+            [read.offset, end].iter().all(|at| at.is_multiple_of(Self::BLOCK_BYTES))
+                && end <= self.inner.len()
+        };
+        if !reads.iter().all(whole) {
+            return read_in_turn(reads, came, |offset, into| Decorator::read_at(self, offset, into));
+        }
+        let begin =
+            |read: &ReadAt<'_>| self.begin(Purpose::Read, blocks_touched(read.offset, read.into.len()));
+        let flights: Vec<UnderWay<'_>> = reads.iter().map(begin).collect();
+        let mut outcomes: Vec<Option<Result<usize>>> = reads.iter().map(|_| None).collect();
+        self.inner.read_each(reads, &mut |number, outcome| outcomes[number] = Some(outcome));
+        for (number, ((flight, read), outcome)) in flights.into_iter().zip(reads).zip(outcomes).enumerate() {
+            // One that was not told has no bytes.
+            let outcome = outcome.unwrap_or(Ok(0)).and_then(|got| {
+                let checked = got.min(read.into.len());
+                let checked = checked - checked % Self::BLOCK_BYTES as usize;
+                self.check(flight, read.offset, &read.into[..checked])?;
+                Ok(got)
+            });
+            came(number, outcome);
+        }
+    }
+
     fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
         let flight = self.begin(Purpose::Write, blocks_touched(offset, bytes.len()));
         let length = self.inner.len();
         self.inner.write_at(offset, bytes)?;
-        let covered = covered(offset, bytes.len(), length);
-        let sums = sums_of(offset + covered.start as u64, &bytes[covered]);
-        flight.land(|flight, known| {
-            known.forget(flight.blocks.clone());
-            for (block, sum) in sums.into_iter().filter(|(block, _)| flight.was_alone_at(*block)) {
-                known.set(block, sum);
-            }
-        });
+        Self::remember(flight, WriteAt { offset, bytes }, length);
         Ok(())
+    }
+
+    fn write_each(&self, writes: &[WriteAt<'_>], written: &mut dyn FnMut(usize, Result<()>)) {
+        let begin = |write: &WriteAt<'_>| {
+            Some(self.begin(Purpose::Write, blocks_touched(write.offset, write.bytes.len())))
+        };
+        let mut flights: Vec<Option<UnderWay<'_>>> = writes.iter().map(begin).collect();
+        let length = self.inner.len();
+        self.inner.write_each(writes, &mut |number, outcome| {
+            if let Some(flight) = flights.get_mut(number).and_then(Option::take)
+                && outcome.is_ok()
+            {
+                Self::remember(flight, writes[number], length);
+            }
+            written(number, outcome);
+        });
     }
 
     fn set_len(&self, length: u64) -> Result<()> {
@@ -167,6 +221,20 @@ impl Decorator for Verified {
         self.inner.refresh()?;
         flight.land(|_, known| *known = Sums::default());
         Ok(())
+    }
+
+    fn reopen(&self) -> Result<Arc<dyn BackingStore>> {
+        let inner = self.inner.reopen()?;
+        let known = match self.inner.writability() {
+            // What the parent wrote meanwhile is not known here.
+            Writability::ReadWrite => Sums::default(),
+            Writability::ReadOnly => {
+                let state = self.state.try_lock().map_err(|_| left_locked(self.inner.name()))?;
+                state.sums.clone()
+            }
+        };
+        let state = Mutex::new(State { sums: known, ..State::default() });
+        Ok(Arc::new(Verified { inner, state }))
     }
 }
 

@@ -58,6 +58,13 @@ impl Pin {
         Ok(Pin { state: Mutex::new(state) })
     }
 
+    /// The same version, if nobody is just looking at it; without what changes of our own are under way.
+    pub(super) fn copy(&self) -> Option<Pin> {
+        let State { version, known, changed, .. } = &*self.state.try_lock().ok()?;
+        let (version, known, changed) = (version.clone(), known.clone(), changed.clone());
+        Some(Pin { state: Mutex::new(State { version, known, changed, own_changes: 0, resized: false }) })
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

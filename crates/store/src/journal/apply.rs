@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::record::{BLOCK_BYTES, Entry, Lengths, slot_offset};
-use crate::{AlignedBytes, BackingStore, Result, StoreError, catch};
+use crate::{AlignedBytes, BackingStore, Result, StoreError, WriteAt, catch};
 
 /// Bytes that are in memory at a time.
 const BATCH_BYTES: u64 = 32 << 20;
@@ -13,7 +13,10 @@ const BATCH_BYTES: u64 = 32 << 20;
 /// Bytes that are read from the journal at a time.
 const READ_BYTES: u64 = 1 << 20;
 
-/// Transfers that are under way together, where the store takes so many.
+/// The most writes that are handed to the object together.
+const WRITTEN_TOGETHER_MAX: usize = 32;
+
+/// Transfers, or writes handed over together, that are under way at a time, where the store takes so many.
 const IN_FLIGHT_MAX: usize = 8;
 
 /// Makes the object what the transaction says, and durable.
@@ -109,12 +112,24 @@ fn gather(journal: &dyn BackingStore, batch: &[Entry], bytes: &mut [u8]) -> Resu
 fn scatter(object: &dyn BackingStore, batch: &[Entry], bytes: &[u8], length: u64) -> Result<()> {
     let numbered: Vec<(usize, Entry)> = batch.iter().copied().enumerate().collect();
     let bytes_max = object.transfer().preferred_bytes.get() as u64;
-    let writes = runs(numbered, bytes_max, |before, after| before.1.block + 1 == after.1.block);
-    in_parallel(writes, in_flight(object), |write| {
-        let Some((number, first)) = write.first() else { return Ok(()) };
+    let runs = runs(numbered, bytes_max, |before, after| before.1.block + 1 == after.1.block);
+    let write = |run: &Vec<(usize, Entry)>| {
+        let (number, first) = *run.first()?;
         let offset = first.block * BLOCK_BYTES;
-        let count = (write.len() as u64 * BLOCK_BYTES).min(length.saturating_sub(offset)) as usize;
-        object.write_at(offset, &bytes[number * BLOCK_BYTES as usize..][..count])
+        let count = (run.len() as u64 * BLOCK_BYTES).min(length.saturating_sub(offset)) as usize;
+        Some(WriteAt { offset, bytes: &bytes[number * BLOCK_BYTES as usize..][..count] })
+    };
+    let writes: Vec<WriteAt<'_>> = runs.iter().filter_map(write).collect();
+    // Few are spread over all threads: not every store makes several together.
+    let together = writes.len().div_ceil(in_flight(object)).clamp(1, WRITTEN_TOGETHER_MAX);
+    in_parallel(writes.chunks(together).collect(), in_flight(object), |together| {
+        let mut failure = None;
+        object.write_each(together, &mut |_, outcome| {
+            if let Err(error) = outcome {
+                failure.get_or_insert(error);
+            }
+        });
+        failure.map_or(Ok(()), Err)
     })
 }
 

@@ -1,4 +1,4 @@
-//! The decorator: reads, writes and lengths of a transaction.
+//! The decorator: reads and lengths of a transaction; its writes are in `write.rs`.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,7 +11,8 @@ use super::ledger::{Ledger, Source};
 use super::record::{BLOCK_BYTES, slot_offset};
 use super::recover::{Recovered, recover};
 use super::turns::{EVERYTHING, Kind, Turn, Turns};
-use crate::{AlignedBytes, Answers, BackingStore, Result, StoreError, Transfer, Writability};
+use super::write::are_apart;
+use crate::{AlignedBytes, Answers, BackingStore, Result, StoreError, Transfer, Writability, WriteAt};
 
 /// How a journal is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,7 +57,7 @@ pub struct Journaled {
     pub(super) turns: Turns,
     growth: Turns,
     ledger: Mutex<Ledger>,
-    bytes_max: u64,
+    pub(super) bytes_max: u64,
     recovered: Option<Recovered>,
     /// Set if the journal is a file beside the object's.
     pub(super) file: Option<JournalFile>,
@@ -114,9 +115,9 @@ impl Journaled {
     }
 
     /// A turn to change something, when no committed transaction is left to be applied.
-    fn turn_to_change(&self, kind: Kind, blocks: Range<u64>) -> Result<Turn<'_>> {
+    pub(super) fn turn_to_change(&self, kind: Kind, blocks: Vec<Range<u64>>) -> Result<Turn<'_>> {
         loop {
-            let turn = self.turns.take(kind, blocks.clone());
+            let turn = self.turns.take_each(kind, blocks.clone());
             if !self.ledger().is_committed() {
                 return Ok(turn);
             }
@@ -127,7 +128,7 @@ impl Journaled {
     }
 
     /// Reads bytes that lie inside the object; the caller has a turn.
-    fn read_parts(&self, offset: u64, into: &mut [u8]) -> Result<()> {
+    pub(super) fn read_parts(&self, offset: u64, into: &mut [u8]) -> Result<()> {
         let parts = self.ledger().parts(offset..offset + into.len() as u64);
         for part in parts {
             let (start, end) = ((part.bytes.start - offset) as usize, (part.bytes.end - offset) as usize);
@@ -164,45 +165,6 @@ impl Journaled {
         }
         Ok(())
     }
-
-    /// The block at an end of a write that is no whole block: as it is to be.
-    fn edge(&self, index: u64, offset: u64, bytes: &[u8], length: u64) -> Result<AlignedBytes> {
-        let start = index * BLOCK_BYTES;
-        let written = offset.max(start)..(offset + bytes.len() as u64).min(start + BLOCK_BYTES);
-        let there = length.min(start + BLOCK_BYTES);
-        let mut block = AlignedBytes::new(BLOCK_BYTES as usize);
-        if written.start > start || written.end < there {
-            self.read_parts(start, &mut block[..(there - start) as usize])?;
-        }
-        let from = &bytes[(written.start - offset) as usize..(written.end - offset) as usize];
-        block[(written.start - start) as usize..][..from.len()].copy_from_slice(from);
-        Ok(block)
-    }
-
-    /// Writes whole blocks to their slots: those in a row together.
-    fn write_slots(&self, slots: &[u64], bytes: &[u8]) -> Result<()> {
-        let mut done = 0;
-        for run in slots.chunk_by(|before, after| before + 1 == *after) {
-            let count = run.len() * BLOCK_BYTES as usize;
-            self.journal.write_at(slot_offset(run[0]), &bytes[done..done + count])?;
-            done += count;
-        }
-        Ok(())
-    }
-}
-
-/// Slots that go back if the write that took them fails.
-struct Fresh<'a> {
-    journaled: &'a Journaled,
-    slots: Vec<u64>,
-}
-
-impl Drop for Fresh<'_> {
-    fn drop(&mut self) {
-        if !self.slots.is_empty() {
-            self.journaled.ledger().give_back(&self.slots);
-        }
-    }
 }
 
 impl BackingStore for Journaled {
@@ -235,7 +197,8 @@ impl BackingStore for Journaled {
 
     fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<usize> {
         let end = offset.saturating_add(into.len() as u64);
-        let _turn = self.turns.take(Kind::Read, offset / BLOCK_BYTES..end.div_ceil(BLOCK_BYTES));
+        let blocks = offset / BLOCK_BYTES..end.div_ceil(BLOCK_BYTES);
+        let _turn = self.turns.take(Kind::Read, blocks);
         let (length, transparent) = {
             let ledger = self.ledger();
             (ledger.lengths().last, ledger.is_transparent())
@@ -256,56 +219,24 @@ impl BackingStore for Journaled {
     }
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
-        let count = bytes.len() as u64;
-        let beyond = |end| StoreError::BeyondEnd { offset, length: count, end };
-        let end = offset.checked_add(count).ok_or_else(|| beyond(self.len()))?;
-        let blocks = offset / BLOCK_BYTES..end.div_ceil(BLOCK_BYTES);
-        let _turn = self.turn_to_change(Kind::Write, blocks.clone())?;
-        // It stays: changing it is done alone.
-        let length = self.len();
-        if end > length {
-            return Err(beyond(length));
-        }
-        if bytes.is_empty() {
-            return Ok(());
-        }
-        let whole = offset.div_ceil(BLOCK_BYTES)..end / BLOCK_BYTES;
-        let edge = |index| self.edge(index, offset, bytes, length);
-        let head = (blocks.start < whole.start).then(|| edge(blocks.start)).transpose()?;
-        let tail_is_another = whole.end < blocks.end && whole.end >= whole.start;
-        let tail = tail_is_another.then(|| edge(whole.end)).transpose()?;
-        let middle = if whole.start < whole.end {
-            &bytes[(whole.start * BLOCK_BYTES - offset) as usize..(whole.end * BLOCK_BYTES - offset) as usize]
-        } else {
-            &[]
-        };
-        let pieces = [head.as_deref().unwrap_or(&[]), middle, tail.as_deref().unwrap_or(&[])];
+        self.write_together(&[WriteAt { offset, bytes }])
+    }
 
-        let full = StoreError::JournalFull { limit_bytes: self.bytes_max };
-        let placement = self.ledger().place(blocks.clone()).ok_or(full)?;
-        let mut fresh = Fresh { journaled: self, slots: placement.fresh };
-        if let Some(last) = fresh.slots.iter().max() {
-            self.make_room(slot_offset(last + 1))?;
+    /// Blocks that are new to the transaction lie in the journal in the order in which they come, one behind the other: they
+    /// are written in one transfer.
+    fn write_each(&self, writes: &[WriteAt<'_>], written: &mut dyn FnMut(usize, Result<()>)) {
+        if are_apart(writes) && self.write_together(writes).is_ok() {
+            (0..writes.len()).for_each(|number| written(number, Ok(())));
+            return;
         }
-        let mut slots = &placement.slots[..];
-        for piece in pieces {
-            let (here, rest) = slots.split_at(piece.len() / BLOCK_BYTES as usize);
-            self.write_slots(here, piece)?;
-            slots = rest;
+        // Which of them cannot be written shows one by one; what can be is.
+        for (number, write) in writes.iter().enumerate() {
+            written(number, self.write_at(write.offset, write.bytes));
         }
-        let sums: Vec<u64> =
-            pieces.iter().flat_map(|piece| piece.chunks(BLOCK_BYTES as usize)).map(xxh3_64).collect();
-        let mut ledger = self.ledger();
-        for ((index, slot), sum) in blocks.zip(placement.slots).zip(sums) {
-            ledger.put(index, slot, sum);
-        }
-        drop(ledger);
-        fresh.slots.clear();
-        Ok(())
     }
 
     fn set_len(&self, length: u64) -> Result<()> {
-        let _turn = self.turn_to_change(Kind::Alone, EVERYTHING)?;
+        let _turn = self.turn_to_change(Kind::Alone, vec![EVERYTHING])?;
         self.ledger().set_len(length);
         Ok(())
     }
@@ -321,7 +252,7 @@ impl BackingStore for Journaled {
 
     fn refresh(&self) -> Result<()> {
         self.object.refresh()?;
-        let _turn = self.turn_to_change(Kind::Alone, EVERYTHING)?;
+        let _turn = self.turn_to_change(Kind::Alone, vec![EVERYTHING])?;
         let length = self.object.len();
         self.ledger().refresh(length);
         Ok(())

@@ -60,7 +60,7 @@ pub(super) struct Ledger {
     pub(super) suspect: bool,
 }
 
-/// The slots for blocks that follow one another.
+/// The slots for blocks, in their order.
 pub(super) struct Placement {
     pub(super) slots: Vec<u64>,
     /// Those of them that were free.
@@ -110,13 +110,13 @@ impl Ledger {
         self.blocks.iter().map(|(index, block)| (*index, *block)).collect()
     }
 
-    /// Finds a slot for each of `blocks`: the one that it has, which is about to be overwritten, or a free one. Free
+    /// Finds a slot for each block of `runs`: the one that it has, which is about to be overwritten, or a free one. Free
     /// ones follow one another if they can. `None` if there are too few.
-    pub(super) fn place(&mut self, blocks: Range<u64>) -> Option<Placement> {
-        let there = self.blocks.range(blocks.clone()).count() as u64;
-        let fresh = self.slots.take(blocks.end - blocks.start - there)?;
+    pub(super) fn place(&mut self, runs: &[Range<u64>]) -> Option<Placement> {
+        let new = |run: &Range<u64>| run.end - run.start - self.blocks.range(run.clone()).count() as u64;
+        let fresh = self.slots.take(runs.iter().map(new).sum())?;
         let mut free = fresh.iter().copied();
-        let slots = blocks.map_while(|index| match self.blocks.get_mut(&index) {
+        let slots = runs.iter().cloned().flatten().map_while(|index| match self.blocks.get_mut(&index) {
             Some(block) => {
                 block.sum = None;
                 Some(block.slot)
@@ -260,8 +260,12 @@ mod tests {
         Ledger::new(10 * B, 0, 64 << 10)
     }
 
+    fn place(ledger: &mut Ledger, blocks: Range<u64>) -> Option<Placement> {
+        ledger.place(std::slice::from_ref(&blocks))
+    }
+
     fn write(ledger: &mut Ledger, blocks: Range<u64>) -> Vec<u64> {
-        let slots = ledger.place(blocks.clone()).unwrap().slots;
+        let slots = place(ledger, blocks.clone()).unwrap().slots;
         for (block, slot) in blocks.zip(&slots) {
             ledger.put(block, *slot, block);
         }
@@ -273,13 +277,22 @@ mod tests {
         let mut ledger = ledger();
         assert_eq!(write(&mut ledger, 4..6), [0, 1]);
         assert_eq!(write(&mut ledger, 3..8), [2, 0, 1, 3, 4]);
-        let placed = ledger.place(9..10).unwrap();
+        let placed = place(&mut ledger, 9..10).unwrap();
         assert_eq!(placed.fresh, [5]);
         ledger.give_back(&placed.fresh);
         assert_eq!(write(&mut ledger, 0..1), [5]);
-        assert!(ledger.place(100..200).is_none(), "the limit");
+        assert!(place(&mut ledger, 100..200).is_none(), "the limit");
         assert_eq!(write(&mut ledger, 20..27), [6, 7, 8, 9, 10, 11, 12]);
-        assert!(ledger.place(50..51).is_none());
+        assert!(place(&mut ledger, 50..51).is_none());
+    }
+
+    #[test]
+    fn runs_that_are_placed_together_lie_in_a_row() {
+        let mut ledger = ledger();
+        write(&mut ledger, 4..6);
+        let placed = ledger.place(&[0..1, 5..7, 9..11]).unwrap();
+        assert_eq!((placed.slots, placed.fresh), (vec![2, 1, 3, 4, 5], vec![2, 3, 4, 5]));
+        assert!(ledger.place(&[0..6, 20..30]).is_none(), "all or none");
     }
 
     #[test]

@@ -25,6 +25,7 @@ mod ledger;
 mod record;
 mod recover;
 mod turns;
+mod write;
 
 pub use file::{open_file, path_for, refuse_half_written};
 pub use journaled::{JournalOptions, Journaled};

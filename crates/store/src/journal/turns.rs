@@ -31,17 +31,20 @@ pub(super) const EVERYTHING: Range<u64> = 0..u64::MAX;
 struct Claim {
     ticket: u64,
     kind: Kind,
-    blocks: Range<u64>,
+    blocks: Vec<Range<u64>>,
     /// Whether it has its turn.
     active: bool,
 }
 
 impl Claim {
     fn conflicts(&self, other: &Claim) -> bool {
-        let overlap = self.blocks.start < other.blocks.end && other.blocks.start < self.blocks.end;
         let harmless = |kind| matches!(kind, Kind::Read | Kind::Commit);
         let read = self.kind == Kind::Read || other.kind == Kind::Read;
-        overlap && !(read && harmless(self.kind) && harmless(other.kind))
+        if read && harmless(self.kind) && harmless(other.kind) {
+            return false;
+        }
+        let overlap = |a: &Range<u64>, b: &Range<u64>| a.start < b.end && b.start < a.end;
+        self.blocks.iter().any(|ours| other.blocks.iter().any(|theirs| overlap(ours, theirs)))
     }
 }
 
@@ -69,6 +72,11 @@ pub(super) struct Turns {
 impl Turns {
     /// Waits until nobody who came before is in the way. Empty ranges are in nobody's way.
     pub(super) fn take(&self, kind: Kind, blocks: Range<u64>) -> Turn<'_> {
+        self.take_each(kind, vec![blocks])
+    }
+
+    /// The same, of several ranges together.
+    pub(super) fn take_each(&self, kind: Kind, blocks: Vec<Range<u64>>) -> Turn<'_> {
         let mut line = self.lock();
         let ticket = line.next;
         line.next += 1;
@@ -154,7 +162,12 @@ mod tests {
 
     /// Whether the second gets its turn while the first has it.
     fn together(first: (Kind, Range<u64>), second: (Kind, Range<u64>)) -> bool {
-        let claim = |(kind, blocks): (Kind, Range<u64>), ticket| Claim { ticket, kind, blocks, active: true };
+        let claim = |(kind, blocks): (Kind, Range<u64>), ticket| Claim {
+            ticket,
+            kind,
+            blocks: vec![blocks],
+            active: true,
+        };
         let (a, b) = (claim(first, 0), claim(second, 1));
         assert_eq!(a.conflicts(&b), b.conflicts(&a));
         !a.conflicts(&b)
@@ -167,6 +180,18 @@ mod tests {
         assert!(together((Write, 0..4), (Write, 4..5)) && together((Write, 0..4), (Read, 4..5)));
         for kinds in [(Write, Read), (Write, Write), (Write, Commit), (Commit, Commit), (Alone, Read)] {
             assert!(!together((kinds.0, 0..4), (kinds.1, 3..5)), "{kinds:?}");
+        }
+    }
+
+    #[test]
+    fn what_lies_between_scattered_writes_is_free() {
+        let claim =
+            |kind, blocks: &[Range<u64>]| Claim { ticket: 0, kind, blocks: blocks.to_vec(), active: true };
+        let scattered = claim(Kind::Write, &[0..1, 4..6, 9..10]);
+        for kind in [Kind::Read, Kind::Write] {
+            assert!(!scattered.conflicts(&claim(kind, &[1..4, 6..9, 10..99])));
+            assert!(scattered.conflicts(&claim(kind, &[1..4, 8..10])));
+            assert!(scattered.conflicts(&claim(kind, &[2..4, 5..6])));
         }
     }
 

@@ -122,6 +122,10 @@ impl BackingStore for SwapStore {
         self.blocks.set_len(length)
     }
 
+    fn is_temporary(&self) -> bool {
+        true
+    }
+
     /// Does nothing: what is here is gone with the store anyway.
     fn sync(&self) -> Result<()> {
         Ok(())

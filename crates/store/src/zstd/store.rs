@@ -219,6 +219,10 @@ impl ZstdStore {
 }
 
 impl BackingStore for ZstdStore {
+    fn reopen(&self) -> Result<Arc<dyn BackingStore>> {
+        Ok(Arc::new(ZstdStore::open(self.packed.reopen()?)?))
+    }
+
     fn name(&self) -> &str {
         self.packed.name()
     }

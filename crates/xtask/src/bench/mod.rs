@@ -5,41 +5,46 @@ mod cat;
 mod clock_pool;
 mod faults;
 mod memory_cgroup;
+mod report;
 mod sequential;
 mod sparse;
+mod views;
 mod writer;
 mod writes;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
 
+pub(crate) use report::Reader;
 pub(crate) use writer::Writer;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// What to measure; everything, unless it is given.
+    /// What to measure; everything but the report, unless it is given.
     #[arg(value_enum)]
     what: Vec<What>,
     /// Runs of each contender; the median counts.
     #[arg(long, default_value_t = 5)]
     runs: usize,
-    /// Bytes of the files; 1 GiB unless it is given, and 4 GiB for the writes.
+    /// Bytes of the files; 1 GiB unless it is given, and 4 GiB for the writes and the report.
     #[arg(long)]
     bytes: Option<u64>,
-    /// Bytes of memory that the writes have.
-    #[arg(long, default_value_t = 512 << 20)]
-    budget: u64,
-    /// How many writes there are in a run.
-    #[arg(long, default_value_t = 300_000)]
-    operations: u64,
-    /// The memory cgroup below which the writers are put into others; this process's own unless it is given.
+    /// Bytes of memory that the writes and the report's contenders have; 512 MiB unless it is given.
+    #[arg(long)]
+    budget: Option<u64>,
+    /// How many writes there are in a run, 300,000 unless it is given; of the report, accesses in a run of each workload but the scans.
+    #[arg(long)]
+    operations: Option<u64>,
+    /// The memory cgroup below which contenders are put into others; this process's own unless it is given.
     #[arg(long)]
     cgroup: Option<PathBuf>,
     /// Where files are put meanwhile: on the disk that is to be measured.
     #[arg(long, default_value = "target")]
     directory: PathBuf,
+    #[command(flatten, next_help_heading = "Options of the report")]
+    report: report::Options,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -56,13 +61,20 @@ enum What {
     Writes,
     /// A sync of scattered pages that is all or nothing, against one that is not.
     Atomic,
+    /// Mapping and unmapping a view of an open object, with up to 30,000 others, and opening an object.
+    Views,
+    /// All workloads on Omnimap, the kernel's mapping and a buffer pool; writes docs/benchmarks.md. Takes 20 minutes.
+    Report,
 }
 
 impl Arguments {
-    pub(crate) fn run(&self) -> Result<()> {
+    pub(crate) fn run(&self, root: &Path) -> Result<()> {
         let wanted = |what| self.what.is_empty() || self.what.contains(&what);
         if wanted(What::Faults) {
             faults::run(self)?;
+        }
+        if wanted(What::Views) {
+            views::run(self, root)?;
         }
         if wanted(What::Sparse) {
             sparse::run(self)?;
@@ -78,6 +90,10 @@ impl Arguments {
         }
         if wanted(What::Writes) {
             writes::run(self)?;
+        }
+        // It writes into docs, so nobody gets it who did not ask.
+        if self.what.contains(&What::Report) {
+            report::run(self, root)?;
         }
         Ok(())
     }

@@ -1,12 +1,11 @@
 //! One contender of `bench writes`, in a process of its own, so that its memory can be bounded and its I/O counted.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use omnimap::MapOptions;
-use omnimap::machine::KernelFileMut;
+use omnimap::{Advice, FaultMode, MapOptions};
 use omnimap_testkit::Prng;
 
 use super::clock_pool::ClockPool;
@@ -38,8 +37,11 @@ pub(crate) struct Writer {
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum Contender {
     Omnimap,
+    OmnimapInThread,
+    OmnimapTrap,
     Kernel,
     KernelRandom,
+    KernelSequential,
     Pool,
 }
 
@@ -75,9 +77,12 @@ impl Writer {
         let (read_before, written_before) = transferred()?;
         let begin = Instant::now();
         let sync = match self.contender {
-            Contender::Omnimap => self.through_omnimap(),
-            Contender::Kernel => self.through_kernel(false),
-            Contender::KernelRandom => self.through_kernel(true),
+            Contender::Omnimap => self.through_omnimap(FaultMode::Worker),
+            Contender::OmnimapInThread => self.through_omnimap(FaultMode::InThread),
+            Contender::OmnimapTrap => self.through_omnimap(FaultMode::Trap),
+            Contender::Kernel => self.through_kernel(Advice::Normal),
+            Contender::KernelRandom => self.through_kernel(Advice::Random),
+            Contender::KernelSequential => self.through_kernel(Advice::Sequential),
             Contender::Pool => self.through_pool(),
         }?;
         let time = sync.end.duration_since(begin);
@@ -87,8 +92,8 @@ impl Writer {
         Ok(())
     }
 
-    fn through_omnimap(&self) -> Result<Sync> {
-        let mut mapping = MapOptions::new().budget(self.budget).open_mut(&self.path)?;
+    fn through_omnimap(&self, mode: FaultMode) -> Result<Sync> {
+        let mut mapping = MapOptions::new().budget(self.budget).fault_mode(mode).open_mut(&self.path)?;
         for operation in operations(mapping.len() as u64, self.operations) {
             let at = operation.offset() as usize;
             mapping[at..at + STORE_BYTES as usize].copy_from_slice(&operation.value(self.nonce));
@@ -96,14 +101,14 @@ impl Writer {
         Sync::timed(|| Ok(mapping.sync()?))
     }
 
-    fn through_kernel(&self, random: bool) -> Result<Sync> {
-        let file = File::options().read(true).write(true).open(&self.path)?;
-        let mut mapping = KernelFileMut::map(&file)?;
-        if random {
-            mapping.expect_random()?;
-        }
+    fn through_kernel(&self, advice: Advice) -> Result<Sync> {
+        let mapping = MapOptions::new().advice(advice).kernel_open_mut(&self.path)?;
+        let cells = mapping.cells().context("a shared mapping without cells")?;
         for operation in operations(mapping.len(), self.operations) {
-            mapping.write_at(operation.offset(), &operation.value(self.nonce));
+            let cells = &cells[operation.offset() as usize..];
+            for (cell, byte) in cells.iter().zip(operation.value(self.nonce)) {
+                cell.store(byte, Relaxed);
+            }
         }
         Sync::timed(|| Ok(mapping.sync()?))
     }
@@ -172,7 +177,7 @@ fn length(path: &Path) -> Result<u64> {
 }
 
 /// Bytes that this process has read and written so far (proc_pid_io(5)): of a mapping, what it made dirty.
-fn transferred() -> Result<(u64, u64)> {
+pub(super) fn transferred() -> Result<(u64, u64)> {
     let text = std::fs::read_to_string("/proc/self/io").context("/proc/self/io")?;
     let figure = |name: &str| -> Result<u64> {
         let line = text.lines().find_map(|line| line.strip_prefix(name));

@@ -16,11 +16,14 @@ use super::memory_cgroup::MemoryCgroup;
 use super::writer::{Contender, Cost, Operation, PAGE_BYTES, STORE_BYTES, operations};
 
 const FILE_BYTES: u64 = 4 << 30;
+const BUDGET_BYTES: u64 = 512 << 20;
+const OPERATIONS: u64 = 300_000;
 /// Pages that were stored to, and as many of all pages, that are looked at after each run.
 const CHECKED_PAGES: u64 = 4096;
 
-const CONTENDERS: [(Contender, &str); 4] = [
+const CONTENDERS: [(Contender, &str); 5] = [
     (Contender::Omnimap, "omnimap"),
+    (Contender::OmnimapInThread, "omnimap, in-thread"),
     (Contender::Kernel, "kernel's mapping"),
     (Contender::KernelRandom, "kernel's mapping, RANDOM"),
     (Contender::Pool, "buffer pool, direct I/O"),
@@ -29,7 +32,14 @@ const CONTENDERS: [(Contender, &str); 4] = [
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let directory = tempfile::tempdir_in(&arguments.directory)?;
     let bytes = arguments.bytes.unwrap_or(FILE_BYTES) / PAGE_BYTES * PAGE_BYTES;
-    let bench = Bench { path: directory.path().join("written"), bytes, arguments };
+    let bench = Bench {
+        path: directory.path().join("written"),
+        bytes,
+        budget_bytes: arguments.budget.unwrap_or(BUDGET_BYTES),
+        beside_budget_bytes: None,
+        operations: arguments.operations.unwrap_or(OPERATIONS),
+        cgroup: arguments.cgroup.clone(),
+    };
     ensure!(bytes > 0, "a file of no pages");
     let cgroup_version = match MemoryCgroup::make(arguments.cgroup.as_deref(), 64 << 20) {
         Ok(cgroup) => Some(cgroup.version()),
@@ -55,31 +65,33 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
             bench.check(nonce).context(name)?;
         }
     }
-    bench.print(&costs, cgroup_version);
+    bench.print(&costs, arguments.runs, cgroup_version);
     Ok(())
 }
 
-struct Bench<'a> {
-    path: PathBuf,
-    bytes: u64,
-    arguments: &'a Arguments,
+pub(super) struct Bench {
+    pub(super) path: PathBuf,
+    pub(super) bytes: u64,
+    pub(super) budget_bytes: u64,
+    /// What a process may have beside the budget; as much as it needs, unless it is given.
+    pub(super) beside_budget_bytes: Option<u64>,
+    pub(super) operations: u64,
+    /// Below which cgroups are made.
+    pub(super) cgroup: Option<PathBuf>,
 }
 
-impl Bench<'_> {
+impl Bench {
     /// One run of one contender; what it took, and the most memory that it had.
-    fn once(&self, contender: Contender, nonce: u64, bounded: bool) -> Result<(Cost, u64)> {
+    pub(super) fn once(&self, contender: Contender, nonce: u64, bounded: bool) -> Result<(Cost, u64)> {
         drop_cached(&File::open(&self.path)?)?;
-        let limit = self.arguments.budget + beside_budget(contender);
-        let cgroup =
-            bounded.then(|| MemoryCgroup::make(self.arguments.cgroup.as_deref(), limit)).transpose()?;
+        let limit = self.budget_bytes + self.beside_budget_bytes.unwrap_or(beside_budget(contender));
+        let cgroup = bounded.then(|| MemoryCgroup::make(self.cgroup.as_deref(), limit)).transpose()?;
         let name = clap::ValueEnum::to_possible_value(&contender).context("a contender without a name")?;
         let mut command = Command::new(std::env::current_exe()?);
         command.arg("writer").arg(name.get_name()).arg(&self.path);
-        for (option, value) in [
-            ("--budget", self.arguments.budget),
-            ("--operations", self.arguments.operations),
-            ("--nonce", nonce),
-        ] {
+        for (option, value) in
+            [("--budget", self.budget_bytes), ("--operations", self.operations), ("--nonce", nonce)]
+        {
             command.arg(option).arg(value.to_string());
         }
         if let Some(cgroup) = &cgroup {
@@ -92,15 +104,15 @@ impl Bench<'_> {
     }
 
     /// Whether the file holds what the last run had to write, and where it had to write nothing, what was there before.
-    fn check(&self, nonce: u64) -> Result<()> {
+    pub(super) fn check(&self, nonce: u64) -> Result<()> {
         // Read from the disk, and not from what the kernel has cached.
         let store = FileStore::open(&self.path)?;
         let mut by_page: HashMap<u64, Vec<Operation>> = HashMap::new();
-        for operation in operations(self.bytes, self.arguments.operations) {
+        for operation in operations(self.bytes, self.operations) {
             by_page.entry(operation.page).or_default().push(operation);
         }
-        let stride = (self.arguments.operations / CHECKED_PAGES).max(1) as usize;
-        let touched = operations(self.bytes, self.arguments.operations).step_by(stride).map(|o| o.page);
+        let stride = (self.operations / CHECKED_PAGES).max(1) as usize;
+        let touched = operations(self.bytes, self.operations).step_by(stride).map(|o| o.page);
         let mut random = Prng::new(nonce);
         let anywhere = (0..CHECKED_PAGES).map(|_| random.below(self.bytes / PAGE_BYTES));
         let mut found = AlignedBytes::new(PAGE_BYTES as usize);
@@ -116,8 +128,8 @@ impl Bench<'_> {
         Ok(())
     }
 
-    fn print(&self, costs: &[Vec<(Cost, u64)>], cgroup_version: Option<u8>) {
-        let Arguments { budget, operations, runs, .. } = self.arguments;
+    fn print(&self, costs: &[Vec<(Cost, u64)>], runs: usize, cgroup_version: Option<u8>) {
+        let Bench { budget_bytes: budget, operations, .. } = self;
         println!(
             "writes, {} MiB incompressible, budget {} MiB, {operations} random stores of {STORE_BYTES} bytes and a sync, cold, \
              {runs} runs; {}:",
@@ -154,7 +166,8 @@ impl Bench<'_> {
 /// What a process may have beside the budget: its heap, its tables, and the checksums of what it has read (32 bytes a page
 /// at the most, by [`omnimap::MapOptions::verify`]).
 fn beside_budget(contender: Contender) -> u64 {
-    if contender == Contender::Omnimap { 96 << 20 } else { 32 << 20 }
+    let ours = matches!(contender, Contender::Omnimap | Contender::OmnimapInThread | Contender::OmnimapTrap);
+    if ours { 96 << 20 } else { 32 << 20 }
 }
 
 fn median(costs: &[(Cost, u64)], figure: impl Fn(&(Cost, u64)) -> f64) -> f64 {
@@ -163,7 +176,7 @@ fn median(costs: &[(Cost, u64)], figure: impl Fn(&(Cost, u64)) -> f64) -> f64 {
     figures[figures.len() / 2]
 }
 
-fn write_pages(path: &Path, bytes: u64) -> Result<()> {
+pub(super) fn write_pages(path: &Path, bytes: u64) -> Result<()> {
     let mut file = BufWriter::with_capacity(1 << 20, File::create(path)?);
     for page in 0..bytes / PAGE_BYTES {
         file.write_all(&original_page(page))?;

@@ -154,10 +154,7 @@ impl Arguments {
         if self.check {
             return self.run_check(&layout);
         }
-        let mut options = self.options();
-        // Beside the mapping there are our own buffers.
-        options.budget(self.budget - self.budget / 4).atomic(self.atomic);
-        let mut mapping = options.open_mut(&self.file)?;
+        let mut mapping = self.writable_options().open_mut(&self.file)?;
         let records = self.count(mapping.len(), &layout)?;
         let bytes = mapping.len() as u64;
         let shape = Shape::new(self.budget, layout.record_bytes);
@@ -179,6 +176,15 @@ impl Arguments {
     fn options(&self) -> MapOptions {
         let mut options = MapOptions::new();
         options.budget(self.budget).format(self.format);
+        options
+    }
+
+    fn writable_options(&self) -> MapOptions {
+        let mut options = self.options();
+        // Beside the mapping there are our own buffers.
+        let mapped = self.budget - self.budget / 4;
+        // A piece is stored to all over while it is sorted: what was written before the end would be written many times.
+        options.budget(mapped).dirty_max(mapped).atomic(self.atomic);
         options
     }
 

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use indicatif::ProgressBar;
-use omnimap::{MappingMut, Result};
+use omnimap::{MappingMut, Result, SyncMode};
 
 use super::saver::Saver;
 use super::{Layout, Shape};
@@ -42,6 +42,8 @@ pub(super) fn sort_all(
             Some(run) if follows => run.end = blocks.end,
             _ => runs.push(blocks),
         }
+        // Now that it will not change again, and while the next one is read. (Nothing begins where a sync is atomic.)
+        mapping.sync_range(start as u64..end as u64, SyncMode::Start)?;
         if saver.note(changed) {
             saver.save(mapping)?;
         }

@@ -1,13 +1,14 @@
 //! Sorting on small shapes: every save finds a permutation, whatever the number of pieces.
 
 use std::cell::Cell;
+use std::sync::Arc;
 
-use omnimap::MapOptions;
-use omnimap::store::MemoryStore;
+use omnimap::store::{Counting, MemoryStore};
+use omnimap::{Format, MapOptions};
 use omnimap_testkit::Prng;
 
 use super::saver::Saver;
-use super::{Layout, Shape, sort};
+use super::{Arguments, Layout, Shape, sort};
 
 /// Records with few different keys of 3 bytes, and then what tells them apart.
 fn records(count: usize, record_bytes: usize, keys: u64) -> Vec<u8> {
@@ -88,4 +89,31 @@ fn what_is_sorted_is_not_written() {
     let mut mapping = MapOptions::new().budget(256 << 10).map_mut(store).unwrap();
     let done = sort(&mut mapping, &layout, &shape, &mut Saver::never()).unwrap();
     assert_eq!((done.pieces, done.merges, mapping.dirty_bytes()), (26, 0, 0));
+}
+
+#[test]
+fn each_pass_writes_each_byte_about_once() {
+    if omnimap_testkit::skip_without_mappings() {
+        return;
+    }
+    let arguments = Arguments {
+        file: "records".into(),
+        record_bytes: 64,
+        key_offset: 0,
+        key_bytes: None,
+        budget: 2 << 20,
+        atomic: false,
+        check: false,
+        format: Format::Plain,
+    };
+    let (layout, shape) = (arguments.layout().unwrap(), Shape::new(arguments.budget, 64));
+    let bytes = records((8 << 20) / 64, 64, 1 << 24);
+    let length = bytes.len() as u64;
+    let store = Arc::new(Counting::new(Arc::new(MemoryStore::writable("records", bytes))));
+    let mut mapping = arguments.writable_options().map_mut(store.clone()).unwrap();
+    let done = sort(&mut mapping, &layout, &shape, &mut Saver::never()).unwrap();
+    mapping.sync().unwrap();
+    assert_eq!((done.pieces, done.merges), (8, 1));
+    let written = store.counts().bytes_written;
+    assert!((2 * length..4 * length).contains(&written), "{written} bytes for three passes over {length}");
 }

@@ -10,7 +10,7 @@ const LEAF_BLOCKS: u64 = u64::BITS as u64;
 ///
 /// Blocks that lie together share a leaf: nine to ten bytes a block where most of them are known. A block that is alone
 /// costs about a hundred.
-#[derive(Default)]
+#[derive(Default, Clone)]
 pub(super) struct Sums {
     /// By block / `LEAF_BLOCKS`. No leaf is empty.
     leaves: HashMap<u64, Leaf>,
@@ -20,7 +20,7 @@ pub(super) struct Sums {
 /// known   0 1 1 0 1 0 …     a bit for each block
 /// sums    [s1, s2, s4]      the sums of those that are set, in order
 /// ```
-#[derive(Default)]
+#[derive(Default, Clone)]
 struct Leaf {
     known: u64,
     /// Not an array: it would cost a block that is alone half a kilobyte. Doubling ends at `LEAF_BLOCKS` exactly.

@@ -1,0 +1,186 @@
+//! Processes that share paged objects, because one was forked by another.
+//!
+//! One of them serves: the one that holds a lock which the kernel takes away when it dies. The others pass it the
+//! userfaultfds of their views and wait for that lock. Whoever gets it goes on: what is in an object's memory is the
+//! truth, and what is not is in its store.
+//!
+//! ```text
+//! fork:   child maps, registers ── Join + userfaultfd ──▶ the one that serves ── answer ──▶ fork returns
+//!                                └─ the same, as a will ─▶ a queue that nobody reads
+//! death:  the lock is free ─▶ the next one makes an engine, reads the wills, answers what was asked
+//! ```
+
+mod join;
+mod message;
+mod serve;
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Read;
+use std::ops::Range;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use omnimap_core::CachesHeld;
+use omnimap_host::linux::HeldForFork;
+use rustix::fs::{FlockOperation, MemfdFlags, fcntl_lock, memfd_create};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use self::join::Inherited;
+pub(crate) use self::join::Joining;
+use self::message::Ask;
+use crate::errno::{Errno, Result};
+use crate::object::Object;
+
+/// The objects of one process, and all processes that have them by fork.
+pub(crate) struct Family {
+    /// Its lock is the serving process's. Never closed, for that would give it up (fcntl(2)).
+    lock: File,
+    /// One end for those who ask, one for the one that serves.
+    ask: OwnedFd,
+    serve: OwnedFd,
+    /// What each has joined with, for the next one that serves: written and read here.
+    will: OwnedFd,
+    wills: OwnedFd,
+    /// The process that serves, as far as this one knows.
+    served_in: AtomicU32,
+}
+
+/// Objects of this process and of its parents, by cookie.
+static OBJECTS: Mutex<Option<HashMap<u64, Weak<Object>>>> = Mutex::new(None);
+
+/// The objects, locked; the lock goes along with a fork.
+struct Objects(MutexGuard<'static, Option<HashMap<u64, Weak<Object>>>>);
+
+fn objects() -> Objects {
+    Objects(OBJECTS.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+impl Objects {
+    fn get(&self, cookie: u64) -> Option<Arc<Object>> {
+        self.0.as_ref()?.get(&cookie)?.upgrade()
+    }
+}
+
+/// Makes an object known to those who ask for it by its cookie.
+pub(crate) fn note_object(object: &Arc<Object>) {
+    let mut all = objects();
+    let all = all.0.get_or_insert_default();
+    if all.len().is_power_of_two() {
+        all.retain(|_, object| object.strong_count() > 0);
+    }
+    all.insert(object.cookie, Arc::downgrade(object));
+}
+
+/// Objects that a child is about to join, by the number of its fork: their last mapping may go before it does.
+type Kept = Vec<(u64, Instant, Vec<Arc<Object>>)>;
+static KEPT: Mutex<Kept> = Mutex::new(Vec::new());
+/// A child that has not joined after so long never will.
+const KEPT_TIME_MAX: Duration = Duration::from_secs(60);
+
+/// What must not be locked by other threads when a process is forked: the child has no such threads.
+pub(crate) struct Held {
+    _objects: Objects,
+    _kept: MutexGuard<'static, Kept>,
+    inherited: MutexGuard<'static, Vec<Inherited>>,
+    _caches: CachesHeld,
+    _host: HeldForFork,
+}
+
+impl Held {
+    /// Locks it, and keeps objects until a child has joined.
+    pub(crate) fn new(fork: u64, objects: Vec<Arc<Object>>) -> Held {
+        let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+        // Dropped without the lock, which whoever serves wants.
+        let old: Vec<_> = kept.extract_if(.., |(_, since, _)| since.elapsed() > KEPT_TIME_MAX).collect();
+        drop(kept);
+        drop(old);
+        let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+        if !objects.is_empty() {
+            kept.push((fork, Instant::now(), objects));
+        }
+        Held {
+            _objects: self::objects(),
+            _kept: kept,
+            inherited: join::inherited(),
+            _caches: CachesHeld::new(),
+            _host: HeldForFork::new(),
+        }
+    }
+
+    /// In a new child: what its parent had inherited was for the parent's addresses.
+    pub(crate) fn forget_inherited(&mut self) {
+        self.inherited.drain(..).for_each(std::mem::forget);
+    }
+}
+
+fn forget_kept(fork: u64) {
+    let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+    let gone: Vec<_> = kept.extract_if(.., |(number, _, _)| *number == fork).collect();
+    drop(kept);
+    drop(gone);
+}
+
+/// The family of the objects that this process makes, from the first fork on.
+static OWN: Mutex<Option<(u32, Arc<Family>)>> = Mutex::new(None);
+
+impl Family {
+    /// That of the objects that this process has made.
+    pub(crate) fn own() -> Result<Arc<Family>> {
+        let mut own = OWN.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, family)) = own.as_ref().filter(|(made_in, _)| *made_in == std::process::id()) {
+            return Ok(family.clone());
+        }
+        let family = Arc::new(Family::new().map_err(|error| Errno(error.raw_os_error()))?);
+        serve::start(&family)?;
+        *own = Some((std::process::id(), family.clone()));
+        Ok(family)
+    }
+
+    fn new() -> Result<Family, rustix::io::Errno> {
+        let lock = File::from(memfd_create("omnimap-family", MemfdFlags::CLOEXEC)?);
+        fcntl_lock(&lock, FlockOperation::NonBlockingLockExclusive)?;
+        let pair = || socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
+        let (ask, serve) = pair()?;
+        let (will, wills) = pair()?;
+        // As much as it may have: a will stays in it as long as its process lives.
+        let _ = rustix::net::sockopt::set_socket_send_buffer_size(&will, 4 << 20);
+        Ok(Family { lock, ask, serve, will, wills, served_in: AtomicU32::new(std::process::id()) })
+    }
+
+    /// Whether this process serves it.
+    pub(crate) fn is_served_here(&self) -> bool {
+        self.served_in.load(Ordering::Acquire) == std::process::id()
+    }
+
+    /// Tries to become the one that serves; `false` if another is.
+    fn try_lock(&self) -> bool {
+        fcntl_lock(&self.lock, FlockOperation::NonBlockingLockExclusive).is_ok()
+    }
+
+    /// Waits until nobody else serves, and becomes the one that does.
+    fn wait_for_lock(&self) {
+        while fcntl_lock(&self.lock, FlockOperation::LockExclusive).is_err() {
+            // A signal that was handled on this thread; the call has no other way to fail here.
+            std::thread::yield_now();
+        }
+    }
+
+    /// Asks for a range of an object to be made durable.
+    pub(crate) fn ask_sync(&self, cookie: u64, bytes: Range<u64>, waits: bool) -> Result<()> {
+        let ask = Ask::Sync { cookie, start: bytes.start, end: bytes.end, waits };
+        let (answer, into) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| Errno(e.raw_os_error()))?;
+        ask.send(&self.ask, &[into.as_fd()]).map_err(|e| Errno(e.raw_os_error()))?;
+        drop(into);
+        let mut number = [0; 4];
+        // If whoever serves dies meanwhile, the pipe ends; the next one has all of it as dirty.
+        File::from(answer).read_exact(&mut number).map_err(|_| Errno::EIO)?;
+        match i32::from_ne_bytes(number) {
+            0 => Ok(()),
+            number => Err(Errno(number)),
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! The process that serves: it takes children in, answers what they ask, and notices their end.
+
+use std::collections::{HashMap, HashSet};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use omnimap_core::PageCache;
+use omnimap_host::{Address, start_thread};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use super::message::{Ask, JoinedView};
+use super::{Family, objects};
+use crate::errno::{Errno, Result};
+use crate::object::Object;
+
+/// How long the objects of a child that is gone are kept for children of its own that have not joined yet.
+const ORPHANS_TIME: Duration = Duration::from_secs(5);
+
+/// Starts the thread that serves.
+pub(super) fn start(family: &Arc<Family>) -> Result<()> {
+    let family = family.clone();
+    start_thread("omnimap-kin", move || Serving::new(family).run())
+        .map_err(|e| Errno(e.raw_os_error().unwrap_or(libc::EAGAIN)))
+}
+
+/// Goes through the wills: those of the dead are dropped, the others go back into the queue.
+fn for_wills(family: &Family, mut work: impl FnMut(Ask, OwnedFd)) {
+    let mut seen = HashSet::new();
+    while let Ok(Some((ask, descriptors))) = Ask::peek(&family.wills) {
+        let Ask::Join { process, nonce, part, .. } = &ask else { return };
+        if seen.contains(&(*nonce, *part)) {
+            return; // Once round.
+        }
+        if open_process(*process).is_none() {
+            let _ = Ask::receive(&family.wills);
+            continue;
+        }
+        // Back into the queue before it is taken out of it: whoever serves after us may find it twice, but not lost.
+        let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+        if let Err(error) = ask.send(&family.will, &borrowed) {
+            tracing::warn!(%error, process, "wills cannot be gone through");
+            return;
+        }
+        let _ = Ask::receive(&family.wills);
+        seen.insert((*nonce, *part));
+        if let Some(userfaultfd) = descriptors.into_iter().next() {
+            work(ask, userfaultfd);
+        }
+    }
+}
+
+/// A child that has joined.
+struct Member {
+    /// Readable when it ends; `None` from then on.
+    process: Option<OwnedFd>,
+    nonce: u64,
+    gone_at: Option<Instant>,
+    cache: Arc<PageCache>,
+    kin: u16,
+    /// Kept as long as it may touch them.
+    _objects: Vec<Arc<Object>>,
+}
+
+pub(super) struct Serving {
+    family: Arc<Family>,
+    members: Vec<Member>,
+    /// Parts of long lists.
+    parts: HashMap<u64, Vec<JoinedView>>,
+}
+
+impl Serving {
+    pub(super) fn new(family: Arc<Family>) -> Serving {
+        Serving { family, members: Vec::new(), parts: HashMap::new() }
+    }
+
+    pub(super) fn run(mut self) {
+        loop {
+            self.wait();
+            // What a child's children ask comes before its end.
+            while let Ok(Some((ask, descriptors))) = Ask::receive(&self.family.serve) {
+                self.answer(ask, descriptors);
+            }
+            self.bury();
+        }
+    }
+
+    /// Waits until something is asked, or a child ends, or orphans have had their time.
+    fn wait(&self) {
+        let mut polled = vec![PollFd::new(&self.family.serve, PollFlags::IN)];
+        let alive = self.members.iter().filter_map(|member| member.process.as_ref());
+        polled.extend(alive.map(|process| PollFd::new(process, PollFlags::IN)));
+        let soon = Timespec { tv_sec: 1, tv_nsec: 0 };
+        let limit = self.members.iter().any(|member| member.gone_at.is_some()).then_some(&soon);
+        // A signal is no reason to do anything else.
+        let _ = poll(&mut polled, limit);
+    }
+
+    /// Takes in those that the one before has served, by their wills.
+    pub(super) fn read_wills(&mut self) {
+        for_wills(&self.family.clone(), |ask, userfaultfd| {
+            // What cannot be taken in waits for ever, and its process is told to end by nobody.
+            if let Some(Err(error)) = self.take_in(ask, userfaultfd) {
+                tracing::error!(%error, "a child of the process that is gone cannot be served");
+            }
+        });
+    }
+
+    /// A part of a list of views, or the last one: then all of them join.
+    fn take_in(&mut self, ask: Ask, userfaultfd: OwnedFd) -> Option<Result<()>> {
+        let Ask::Join { process, nonce, fork, is_last, views, .. } = ask else { return None };
+        self.parts.entry(nonce).or_default().extend(views);
+        if !is_last {
+            return None;
+        }
+        let views = self.parts.remove(&nonce).unwrap_or_default();
+        if process == std::process::id() {
+            return None; // Our own will.
+        }
+        let outcome = self.join(process, nonce, &views, userfaultfd);
+        super::forget_kept(fork);
+        Some(outcome)
+    }
+
+    fn bury(&mut self) {
+        let living = self.members.iter().filter(|member| member.gone_at.is_none()).count();
+        for member in &mut self.members {
+            let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+            let Some(process) = &member.process else { continue };
+            if poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&now)) == Ok(1) {
+                member.cache.remove_kin(member.kin);
+                member.gone_at = Some(Instant::now());
+                member.process = None;
+            }
+        }
+        if self.members.iter().filter(|member| member.gone_at.is_none()).count() < living {
+            for_wills(&self.family, |_, _| ());
+        }
+        self.members.retain(|member| member.gone_at.is_none_or(|at| at.elapsed() < ORPHANS_TIME));
+    }
+
+    pub(super) fn answer(&mut self, ask: Ask, mut descriptors: Vec<OwnedFd>) {
+        let Some(into) = descriptors.pop() else { return };
+        match ask {
+            Ask::Join { .. } => {
+                let Some(userfaultfd) = descriptors.pop() else { return };
+                if let Some(outcome) = self.take_in(ask, userfaultfd) {
+                    reply(&into, outcome);
+                }
+            }
+            Ask::Sync { cookie, start, end, waits } => {
+                // It may take long, and others ask as well.
+                thread::spawn(move || reply(&into, sync(cookie, start, end, waits)));
+            }
+        }
+    }
+
+    fn join(&mut self, process: u32, nonce: u64, views: &[JoinedView], userfaultfd: OwnedFd) -> Result<()> {
+        if self.members.iter().any(|member| member.nonce == nonce) {
+            return Ok(()); // Known by its will.
+        }
+        let process = open_process(process).ok_or(Errno(libc::ESRCH))?;
+        let known: Vec<Arc<Object>> = {
+            let all = objects();
+            views.iter().map(|view| all.get(view.cookie)).collect::<Option<_>>().ok_or(Errno::ENOENT)?
+        };
+        let Some(first) = known.first() else { return Ok(()) };
+        let cache = first.live().cache.clone();
+        let kin = cache.add_kin(userfaultfd)?;
+        for (object, view) in known.iter().zip(views) {
+            let start = Address(view.start as usize).of_kin(kin);
+            let live = object.live();
+            let made =
+                live.cache.view_of_kin(&live.object, &view.request(), start, object.readahead_bytes_max);
+            if let Err(error) = made {
+                cache.remove_kin(kin);
+                return Err(error.into());
+            }
+        }
+        for view in views {
+            // After another one served it: threads may wait whose faults that one has taken.
+            cache.wake_all(Address(view.start as usize).of_kin(kin), view.length);
+        }
+        let process = Some(process);
+        self.members.push(Member { process, nonce, gone_at: None, cache, kin, _objects: known });
+        Ok(())
+    }
+}
+
+fn open_process(process: u32) -> Option<OwnedFd> {
+    pidfd_open(Pid::from_raw(process as i32)?, PidfdFlags::empty()).ok()
+}
+
+fn sync(cookie: u64, start: u64, end: u64, waits: bool) -> Result<()> {
+    let object = objects().get(cookie).ok_or(Errno::ENOENT)?;
+    let end = end.min(object.len());
+    object.sync_range(start.min(end)..end, waits)
+}
+
+fn reply(into: &OwnedFd, outcome: Result<()>) {
+    let number = outcome.err().map_or(0, |errno| errno.0);
+    // Who asked may be gone.
+    let _ = rustix::io::write(into, &number.to_ne_bytes());
+}

@@ -1,0 +1,328 @@
+//! fork(2): what a child gets of each mapping, before the call returns in it.
+//!
+//! | inheritance | kernel's mapping | paged, shared | paged, private |
+//! |---|---|---|---|
+//! | natural | the kernel's | the same memory, served by one process | copy on write |
+//! | share | the same memory (a private one is made shared memory first) | as natural | made shared memory first |
+//! | copy | the kernel's; of a shared one, its bytes at the fork | its bytes at the fork | as natural |
+//! | none | nothing | nothing | nothing |
+//! | zero | zeros | zeros | zeros |
+//!
+//! Handlers of pthread_atfork(3) do what the kernel does not. A child made by a bare clone(2) has no paged mappings: SIGSEGV, and
+//! no zeros.
+
+use std::cell::RefCell;
+use std::hash::{BuildHasher, RandomState};
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::Once;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use omnimap_core::Span;
+use omnimap_host::linux::{at_fork, calls, read_own_memory};
+use omnimap_host::{Address, Place, Sharing, ViewRequest, die};
+
+use crate::address_space::{Locked, space};
+use crate::errno::{Errno, Result};
+use crate::family::{Family, Held, Joining};
+use crate::flags::Prot;
+use crate::mapping::{Inheritance, Kind, Lock, Mapping};
+use crate::mmap::protection_of;
+use crate::object::Object;
+
+/// Has the handlers called from now on.
+pub(crate) fn care() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        if at_fork(before, in_parent, in_child).is_err() {
+            die("no memory for what fork has to do");
+        }
+    });
+}
+
+/// What a thread that forks holds meanwhile: the child finds it consistent, and not locked by others.
+struct Forking {
+    space: Locked,
+    family: Held,
+    /// Mappings that the child gets a copy of.
+    copies: Vec<Copied>,
+    nonce: u64,
+}
+
+/// Bytes of a mapping, as they were at a fork.
+struct Copied {
+    of: Range<usize>,
+    at: Address,
+    /// Parts that cannot be read, by their place in it: the child has nothing there, rather than something else.
+    missing: Vec<Range<usize>>,
+}
+
+thread_local! {
+    static FORKING: RefCell<Option<Forking>> = const { RefCell::new(None) };
+}
+
+extern "C" fn before() {
+    let space = space();
+    let mut copies = Vec::new();
+    for mapping in space.mappings.iter() {
+        let copied = mapping.inheritance == Inheritance::Copy && mapping.sharing == Sharing::Shared;
+        if copied {
+            // Where there is no memory for it, the child has nothing there.
+            copies.extend(copy_of(mapping));
+        }
+        let goes_along = matches!(mapping.inheritance, Inheritance::Natural | Inheritance::Share);
+        if let (Some(object), true) = (mapping.paged(), goes_along || mapping.sharing == Sharing::Private)
+            && object.family.get().is_none()
+            && let Ok(family) = Family::own()
+        {
+            let _ = object.family.set(family);
+        }
+    }
+    space.mappings.iter().filter(|m| comes_along(m)).for_each(|m| advise(m, libc::MADV_DOFORK));
+    static FORKS: AtomicU64 = AtomicU64::new(0);
+    let nonce = u64::from(std::process::id()) << 32 | FORKS.fetch_add(1, Ordering::Relaxed) & 0xFFFF_FFFF;
+    let kept = space.mappings.iter().filter_map(|mapping| mapping.paged().cloned()).collect();
+    let family = Held::new(nonce, kept);
+    FORKING.set(Some(Forking { space, family, copies, nonce }));
+}
+
+extern "C" fn in_parent() {
+    let Some(forking) = FORKING.take() else { return };
+    forking.space.mappings.iter().filter(|m| comes_along(m)).for_each(|m| advise(m, libc::MADV_DONTFORK));
+    for Copied { of, at, .. } in &forking.copies {
+        // SAFETY: made before the fork, for the child alone.
+        let _ = unsafe { calls::munmap(*at, of.len()) };
+    }
+}
+
+extern "C" fn in_child() {
+    let Some(mut forking) = FORKING.take() else { return };
+    // Before anything else is mapped, by the allocator for one.
+    forking.space.mappings.iter().for_each(reserve);
+    forking.family.forget_inherited();
+    let mut joining: Vec<(usize, Joining)> = Vec::new();
+    let all: Vec<Mapping> = forking.space.mappings.iter().cloned().collect();
+    let mut families: Vec<Arc<Family>> = Vec::new();
+    forking.space.lock_future = None;
+    for mapping in all {
+        let outcome = match mapping.inheritance {
+            Inheritance::None => forking.remove(&mapping),
+            Inheritance::Zero => forking.zero(&mapping),
+            Inheritance::Copy if mapping.sharing == Sharing::Shared => forking.copy(&mapping),
+            _ => forking.inherit(&mapping, &mut joining, &mut families),
+        };
+        if outcome.is_err() {
+            // Nothing is better than something else.
+            let _ = forking.remove(&mapping);
+        }
+    }
+    let nonce = forking.nonce;
+    drop(forking);
+    join(joining, nonce);
+    for family in families {
+        if !family.is_served_here() && family.watch().is_err() {
+            die("a forked child has no thread to notice its parent's end by");
+        }
+    }
+}
+
+/// Whether the kernel copies a paged mapping for the child, with the pages that it has of its own.
+fn comes_along(mapping: &Mapping) -> bool {
+    let wanted = !matches!(mapping.inheritance, Inheritance::None | Inheritance::Zero);
+    mapping.paged().is_some() && mapping.sharing == Sharing::Private && wanted
+}
+
+fn advise(mapping: &Mapping, advice: i32) {
+    let range = mapping.addresses();
+    // SAFETY: about children alone.
+    if unsafe { calls::madvise(Address(range.start), range.len(), advice) }.is_err() {
+        die("a private mapping can be neither kept from children nor given to one");
+    }
+}
+
+/// Takes the addresses of a mapping where the kernel has left nothing (MADV_DONTFORK).
+fn reserve(mapping: &Mapping) {
+    let is_left_out = match mapping.paged() {
+        Some(_) => !comes_along(mapping),
+        None => mapping.inheritance == Inheritance::None,
+    };
+    if is_left_out {
+        let range = mapping.addresses();
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE | libc::MAP_NORESERVE;
+        // SAFETY: replaces nothing.
+        let taken = unsafe { calls::mmap(Address(range.start), range.len(), Prot::NONE.0, flags, -1, 0) };
+        if taken.is_err() {
+            die("addresses of a mapping were taken in a forked child, before its mappings were made");
+        }
+    }
+}
+
+impl Forking {
+    fn inherit(
+        &mut self,
+        mapping: &Mapping,
+        joining: &mut Vec<(usize, Joining)>,
+        families: &mut Vec<Arc<Family>>,
+    ) -> Result<()> {
+        // Locks are not inherited (mlock(2)).
+        self.space.change(&mapping.addresses(), |mapping| mapping.lock = Lock::No);
+        let Some(object) = mapping.paged() else { return Ok(()) };
+        let family = object.family.get().ok_or(Errno::ENOMEM)?;
+        let cache = Arc::as_ptr(&object.live().cache) as usize;
+        if joining.iter().all(|(known, _)| *known != cache) {
+            joining.push((cache, Joining::new(family.clone())?));
+        }
+        if families.iter().all(|known| !Arc::ptr_eq(known, family)) {
+            families.push(family.clone());
+        }
+        let start = Address(mapping.addresses().start);
+        let place = match mapping.sharing {
+            // SAFETY: reserved for it.
+            Sharing::Shared => unsafe { Place::over(start) },
+            // SAFETY: it came along.
+            Sharing::Private => unsafe { Place::there(start) },
+        };
+        let request = ViewRequest {
+            offset: mapping.offset(),
+            length: mapping.addresses().len() as u64,
+            place,
+            protection: protection_of(mapping.prot()),
+            sharing: mapping.sharing,
+        };
+        let (_, joining) = joining.iter_mut().find(|(known, _)| *known == cache).expect("just made");
+        joining.show(object, &request, start)
+    }
+
+    fn remove(&mut self, mapping: &Mapping) -> Result<()> {
+        let range = mapping.addresses();
+        self.space.mappings.cut(range.clone());
+        // SAFETY: the program said that the child has nothing there.
+        Ok(unsafe { calls::munmap(Address(range.start), range.len()) }?)
+    }
+
+    fn zero(&mut self, mapping: &Mapping) -> Result<()> {
+        let range = mapping.addresses();
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
+        // SAFETY: the program said that the child has zeros there.
+        unsafe { calls::mmap(Address(range.start), range.len(), mapping.prot().0, flags, -1, 0) }?;
+        self.now_anonymous(&range);
+        Ok(())
+    }
+
+    fn copy(&mut self, mapping: &Mapping) -> Result<()> {
+        let range = mapping.addresses();
+        let Some(made) = self.copies.iter().position(|copied| copied.of == range) else {
+            return self.remove(mapping);
+        };
+        let Copied { at, missing, .. } = self.copies.swap_remove(made);
+        let how = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+        // SAFETY: the copy was made for this; the program said that the child has a copy there.
+        unsafe { calls::mremap(at, range.len(), range.len(), how, Address(range.start)) }?;
+        // SAFETY: as above.
+        unsafe { calls::mprotect(Address(range.start), range.len(), mapping.prot().0) }?;
+        self.now_anonymous(&range);
+        for part in missing {
+            self.remove(&mapping.part(range.start + part.start..range.start + part.end))?;
+        }
+        Ok(())
+    }
+
+    fn now_anonymous(&mut self, range: &Range<usize>) {
+        self.space.change(range, |mapping| {
+            mapping.kind = Kind::Anonymous;
+            mapping.sharing = Sharing::Private;
+            mapping.offset = 0;
+            mapping.lock = Lock::No;
+        });
+    }
+}
+
+/// Joins with the views of each cache. What cannot be shared is removed: nothing is better than something else.
+fn join(joining: Vec<(usize, Joining)>, fork: u64) {
+    let last = joining.len().wrapping_sub(1);
+    let mut asked = Vec::new();
+    for (number, (_, joining)) in joining.into_iter().enumerate() {
+        // Of all that ever join, no two have the same.
+        let nonce =
+            RandomState::new().hash_one((std::process::id(), fork, number, std::time::Instant::now()));
+        let objects = joining.objects();
+        // Until the last has joined, the parent keeps the objects of all.
+        match joining.ask(nonce, if number == last { fork } else { 0 }) {
+            Ok(one) => asked.push((one, objects)),
+            Err(_) => unmap_all(&objects),
+        }
+    }
+    for (one, objects) in asked {
+        if one.wait().is_err() {
+            unmap_all(&objects);
+        }
+    }
+}
+
+/// Removes all mappings of some objects.
+fn unmap_all(objects: &[Arc<Object>]) {
+    for mapping in crate::AddressSpace::mappings() {
+        if mapping.paged().is_some_and(|object| objects.iter().any(|gone| Arc::ptr_eq(gone, object))) {
+            let range = mapping.addresses();
+            space().mappings.cut(range.clone());
+            // SAFETY: nobody has touched them yet.
+            let _ = unsafe { calls::munmap(Address(range.start), range.len()) };
+        }
+    }
+}
+
+/// The bytes of a mapping, in memory of their own; behind the object's end they are zeros.
+fn copy_of(mapping: &Mapping) -> Result<Copied> {
+    let range = mapping.addresses();
+    let (prot, flags) = (Prot::READ | Prot::WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    // SAFETY: a new mapping at a place of the kernel's choice replaces nothing.
+    let at = unsafe { calls::mmap(Address(0), range.len(), prot.0, flags, -1, 0) }?;
+    // SAFETY: as much was just mapped, for nobody else.
+    let bytes = unsafe { std::slice::from_raw_parts_mut(at.0 as *mut u8, range.len()) };
+    match bytes_of(mapping, bytes) {
+        Ok(missing) => Ok(Copied { of: range, at, missing }),
+        Err(error) => {
+            // SAFETY: made here.
+            unsafe { calls::munmap(at, range.len()) }?;
+            Err(error)
+        }
+    }
+}
+
+/// Copies what a mapping shows, and gives the parts that cannot be read.
+fn bytes_of(mapping: &Mapping, into: &mut [u8]) -> Result<Vec<Range<usize>>> {
+    if let Some(object) = mapping.paged_shared().filter(|object| object.is_served_here()) {
+        // Whatever its protection, and without faults.
+        let inside = mapping.bytes_inside(object);
+        object.read_at(inside.start, &mut into[..(inside.end - inside.start) as usize])?;
+        return Ok(Vec::new());
+    }
+    read_own_memory(Address(mapping.addresses().start), into).map_err(|e| Errno(e.errno()))
+}
+
+/// Makes a private mapping shared memory with the same bytes, in its place, so that a child can share it.
+pub(crate) fn make_shared(mapping: &Mapping) -> Result<Mapping> {
+    let range = mapping.addresses();
+    let (prot, flags) = (Prot::READ | Prot::WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
+    // SAFETY: a new mapping at a place of the kernel's choice replaces nothing.
+    let copy = unsafe { calls::mmap(Address(0), range.len(), prot.0, flags, -1, 0) }?;
+    // SAFETY: as much was just mapped, for nobody else.
+    let bytes = unsafe { std::slice::from_raw_parts_mut(copy.0 as *mut u8, range.len()) };
+    let moved = match bytes_of(mapping, bytes) {
+        // What cannot be read would be lost.
+        Ok(missing) if !missing.is_empty() => Err(Errno::EACCES),
+        outcome => outcome.and_then(|_| {
+            // SAFETY: made here.
+            unsafe { calls::mprotect(copy, range.len(), mapping.prot().0) }?;
+            let how = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+            // SAFETY: the same bytes with the same protection take the place of the old ones.
+            Ok(unsafe { calls::mremap(copy, range.len(), range.len(), how, Address(range.start)) }?)
+        }),
+    };
+    if let Err(error) = moved {
+        // SAFETY: made here, and not moved.
+        unsafe { calls::munmap(copy, range.len()) }?;
+        return Err(error);
+    }
+    Ok(Mapping { kind: Kind::Anonymous, sharing: Sharing::Shared, offset: 0, ..mapping.clone() })
+}

@@ -1,0 +1,201 @@
+//! madvise(2), and posix_madvise(3).
+
+use std::ffi::c_void;
+use std::ops::Range;
+
+use omnimap_core::Pattern;
+use omnimap_host::Address;
+use omnimap_host::linux::calls;
+
+use crate::address_space::{Space, space};
+use crate::errno::{Errno, Result};
+use crate::flags::{Advice, Prot};
+use crate::mapping::{Inheritance, Mapping};
+use crate::range::{address, range};
+
+/// Says what a range will be used for, or what to do with its pages (madvise(2)).
+///
+/// | advice | a paged object |
+/// |---|---|
+/// | `NORMAL`, `RANDOM`, `SEQUENTIAL` | how much is fetched at a fault, and ahead of a reader |
+/// | `WILLNEED` | the range is fetched, and nobody waits for it |
+/// | `DONTNEED` | private pages are dropped; what is shared keeps its bytes |
+/// | `COLD`, `PAGEOUT` | what is clean leaves the memory |
+/// | `POPULATE_READ`, `POPULATE_WRITE` | the range is fetched, now |
+/// | `REMOVE` | the object has zeros there |
+/// | `DONTFORK`, `DOFORK` | as [`minherit`](crate::minherit()) with `None` and `Natural` |
+///
+/// # Errors
+/// The kernel's: `EINVAL` for an address that is not aligned, an advice that is none or not for this kind of mapping, or
+/// pages that are locked; `ENOMEM` if nothing is mapped in some of the range (the rest is done); `EACCES` for `REMOVE` where
+/// stores do not reach the object. `EIO` if a store fails.
+///
+/// # Safety
+/// `DONTNEED`, `FREE` and `REMOVE` change bytes that nothing may borrow.
+pub unsafe fn madvise(start: *mut c_void, length: usize, advice: Advice) -> Result<()> {
+    let range = range(address(start).0, length, Errno::EINVAL)?;
+    if !space().has_paged(&range) {
+        return note_inheritance(&range, advice, kernel(&range, advice));
+    }
+    match advice {
+        Advice::NORMAL | Advice::RANDOM | Advice::SEQUENTIAL => {
+            space().change(&range, |mapping| mapping.advice = advice);
+            for (part, object) in paged(&range) {
+                expect(&part, &object);
+            }
+            kernel(&range, advice)
+        }
+        Advice::WILLNEED => {
+            for (part, object) in paged(&range) {
+                // Best effort, and nobody waits.
+                drop(object.live().bytes.prefetch(&[part.bytes_inside(&object)]));
+            }
+            space().others(&range, advice)
+        }
+        Advice::COLD | Advice::PAGEOUT => {
+            let answer = kernel(&range, advice);
+            if answer.is_ok() && advice == Advice::PAGEOUT {
+                for (part, object) in paged(&range) {
+                    object.live().bytes.evict(part.bytes_inside(&object))?;
+                }
+            }
+            answer
+        }
+        Advice::POPULATE_READ | Advice::POPULATE_WRITE => {
+            for (part, object) in paged(&range) {
+                if part.prot.intersects(Prot::READ | Prot::WRITE | Prot::EXEC) {
+                    object.live().bytes.prefetch(&[part.bytes_inside(&object)])?.wait()?;
+                }
+            }
+            kernel(&range, advice)
+        }
+        Advice::REMOVE => remove(&range),
+        Advice::DONTFORK | Advice::DOFORK => {
+            // Views go to a child by the handlers of a fork alone, whatever is advised.
+            let answer = space().others(&range, advice);
+            note_inheritance(&range, advice, answer)
+        }
+        Advice::WIPEONFORK | Advice::KEEPONFORK => note_inheritance(&range, advice, kernel(&range, advice)),
+        _ => kernel(&range, advice),
+    }
+}
+
+/// As the hints of [`madvise`], which change nothing but speed: `DONTNEED` keeps all bytes (posix_madvise(3)).
+///
+/// # Errors
+/// `EINVAL` for an address that is not aligned or an advice that POSIX does not have; `ENOMEM` if nothing is mapped in
+/// some of the range.
+#[allow(clippy::not_unsafe_ptr_arg_deref, reason = "the kernel looks at the range; nothing is dereferenced")]
+pub fn posix_madvise(start: *mut c_void, length: usize, advice: Advice) -> Result<()> {
+    match advice {
+        Advice::DONTNEED => {
+            let range = range(address(start).0, length, Errno::EINVAL)?;
+            let hole = space().first_hole(&range);
+            if hole.is_some() { Err(Errno::ENOMEM) } else { Ok(()) }
+        }
+        Advice::NORMAL | Advice::RANDOM | Advice::SEQUENTIAL | Advice::WILLNEED => {
+            // SAFETY: these are hints, and change no byte.
+            unsafe { madvise(start, length, advice) }
+        }
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+fn kernel(range: &Range<usize>, advice: Advice) -> Result<()> {
+    // SAFETY: the caller of madvise answers for the range.
+    Ok(unsafe { calls::madvise(Address(range.start), range.len(), advice.0) }?)
+}
+
+/// The paged parts of a range, and what they show.
+fn paged(range: &Range<usize>) -> Vec<(Mapping, std::sync::Arc<crate::Object>)> {
+    let parts = space().mappings.parts(range);
+    parts.into_iter().filter_map(|part| part.paged().cloned().map(|object| (part, object))).collect()
+}
+
+/// Tells the engine how a mapping will be read.
+fn expect(mapping: &Mapping, object: &crate::Object) {
+    let pattern = match mapping.advice {
+        Advice::RANDOM => Pattern::Random,
+        Advice::SEQUENTIAL => Pattern::Sequential,
+        _ => Pattern::Normal,
+    };
+    object.live().cache.expect_at(&mapping.addresses, pattern);
+}
+
+/// The advice that a mapping was given goes along where it was made anew.
+pub(crate) fn advise_again(mapping: &Mapping, object: &crate::Object) {
+    if mapping.advice != Advice::NORMAL {
+        expect(mapping, object);
+        // A hint: nobody is helped by an error.
+        let _ = kernel(&mapping.addresses, mapping.advice);
+    }
+}
+
+/// The object has zeros there: stored as any others, so that they reach the store when those would.
+fn remove(range: &Range<usize>) -> Result<()> {
+    static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+    let (parts, hole) = {
+        let space = space();
+        (space.mappings.parts(range), space.first_hole(range))
+    };
+    for part in &parts {
+        if part.is_locked() {
+            return Err(Errno::EINVAL);
+        }
+        let Some(object) = part.paged() else {
+            kernel(&part.addresses, Advice::REMOVE)?;
+            continue;
+        };
+        if part.paged_shared().is_none() || part.may_not_write() {
+            return Err(Errno::EACCES);
+        }
+        let bytes = part.bytes_inside(object);
+        for at in bytes.clone().step_by(ZEROS.len()) {
+            object.live().bytes.write_at(at, &ZEROS[..(bytes.end - at).min(ZEROS.len() as u64) as usize])?;
+        }
+    }
+    if hole.is_some() { Err(Errno::ENOMEM) } else { Ok(()) }
+}
+
+/// What a child will get, as the advice says, if the kernel took it; where there is a hole it took the rest.
+fn note_inheritance(range: &Range<usize>, advice: Advice, answer: Result<()>) -> Result<()> {
+    // What it becomes, and of which alone: DOFORK does not take WIPEONFORK back.
+    let (inheritance, only) = match advice {
+        Advice::DONTFORK => (Inheritance::None, None),
+        Advice::WIPEONFORK => (Inheritance::Zero, None),
+        Advice::DOFORK => (Inheritance::Natural, Some(Inheritance::None)),
+        Advice::KEEPONFORK => (Inheritance::Natural, Some(Inheritance::Zero)),
+        _ => return answer,
+    };
+    if matches!(answer, Ok(()) | Err(Errno::ENOMEM)) {
+        crate::fork::care();
+        space().change(range, |mapping| {
+            if only.is_none_or(|only| mapping.inheritance == only) {
+                mapping.inheritance = inheritance;
+            }
+        });
+    }
+    answer
+}
+
+impl Space {
+    /// Passes an advice to the kernel for all of a range that is no view of a paged object.
+    fn others(&self, range: &Range<usize>, advice: Advice) -> Result<()> {
+        let mut outcome = Ok(());
+        let mut at = range.start;
+        let views: Vec<Range<usize>> = self
+            .mappings
+            .parts(range)
+            .iter()
+            .filter(|m| m.paged().is_some())
+            .map(Mapping::addresses)
+            .collect();
+        for view in views.into_iter().chain(std::iter::once(range.end..range.end)) {
+            if at < view.start {
+                outcome = outcome.and(kernel(&(at..view.start), advice));
+            }
+            at = view.end;
+        }
+        outcome
+    }
+}

@@ -1,0 +1,172 @@
+//! mlock(2), mlock2(2), munlock(2).
+
+use std::ffi::c_void;
+use std::ops::Range;
+
+use omnimap_host::Address;
+use omnimap_host::linux::calls;
+
+use crate::address_space::{Space, space};
+use crate::errno::{Errno, Result};
+use crate::flags::LockOn;
+use crate::mapping::{Lock, Mapping};
+use crate::range::{address, page_bytes, whole_pages};
+
+/// Brings a range into memory and keeps it there (mlock(2)). The start is rounded down, the end up to a page.
+///
+/// Locks do not nest: one [`munlock`] undoes any number. They go away with the mapping, and are not inherited by fork. Of
+/// paged objects, half of a cache's budget can be locked or pinned at a time.
+///
+/// # Errors
+/// `ENOMEM` if nothing is mapped in some of the range, if it cannot be accessed, or if too much would be locked (by
+/// `RLIMIT_MEMLOCK`, or for the budget); `EPERM` where the process may lock nothing; `EIO` if a store does not give what it
+/// has.
+pub fn mlock(start: *const c_void, length: usize) -> Result<()> {
+    mlock2(start, length, LockOn::default())
+}
+
+/// As [`mlock`]; with [`ONFAULT`](LockOn::ONFAULT), pages are locked as they come, and none is brought (mlock2(2)).
+///
+/// # Errors
+/// As there; and `EINVAL` for unknown flags.
+pub fn mlock2(start: *const c_void, length: usize, flags: LockOn) -> Result<()> {
+    let range = rounded(start, length)?;
+    if flags.without(LockOn::ONFAULT) != LockOn::default() {
+        return Err(Errno::EINVAL);
+    }
+    let lock = if flags.contains(LockOn::ONFAULT) { Lock::OnFault } else { Lock::Yes };
+    let parts = space().lock_paged(&range, lock).map_err(|_| Errno::ENOMEM)?;
+    let fetched = if lock == Lock::Yes { fetch(&parts) } else { Ok(()) };
+    let mut space = space();
+    let answer = fetched.and_then(|()| {
+        // SAFETY: locking changes no byte.
+        unsafe { calls::mlock2(Address(range.start), range.len(), flags.0) }.map_err(Errno)
+    });
+    if answer.is_err() {
+        // As far as the kernel went: it locks up to a hole, and what cannot be accessed as well.
+        space.release_unlocked(&range);
+    }
+    answer
+}
+
+/// Lets a range go again (munlock(2)), however often it was locked.
+///
+/// # Errors
+/// `ENOMEM` if nothing is mapped in some of the range.
+pub fn munlock(start: *const c_void, length: usize) -> Result<()> {
+    let range = rounded(start, length)?;
+    let mut space = space();
+    // SAFETY: unlocking changes no byte.
+    let answer = unsafe { calls::munlock(Address(range.start), range.len()) };
+    let end = if answer.is_ok() { range.end } else { space.first_hole(&range).unwrap_or(range.start) };
+    space.change(&(range.start..end), Mapping::release_lock);
+    Ok(answer?)
+}
+
+/// The kernel rounds the start down for these calls.
+fn rounded(start: *const c_void, length: usize) -> Result<Range<usize>> {
+    let start = address(start).0;
+    let skipped = start % page_bytes();
+    // What wraps when it is rounded is nothing, as in the kernel (`do_mlock`).
+    let bytes = whole_pages(length.wrapping_add(skipped)).unwrap_or(0);
+    let start = start - skipped;
+    Ok(start..start.checked_add(bytes).ok_or(Errno::EINVAL)?)
+}
+
+/// Asks the kernel whether a new mapping of this length may be locked: an error must leave what it is to replace.
+pub(crate) fn may_lock(length: usize) -> Result<()> {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_LOCKED;
+    // SAFETY: a new mapping at a place of the kernel's choice replaces nothing.
+    match unsafe { calls::mmap(Address(0), length, libc::PROT_NONE, flags, -1, 0) } {
+        // SAFETY: made here.
+        Ok(made) => Ok(unsafe { calls::munmap(made, length) }?),
+        Err(errno) if errno == libc::EPERM || errno == libc::EAGAIN => Err(Errno(errno)),
+        Err(_) => Ok(()), // The call itself will tell.
+    }
+}
+
+/// Locks a mapping that was just made (`MAP_LOCKED`, `MCL_FUTURE`): resident as far as that works.
+pub(crate) fn lock_new(mapping: &Mapping, lock: Lock) -> Result<()> {
+    if lock == Lock::No {
+        return Ok(());
+    }
+    let range = mapping.addresses();
+    let parts = space().lock_paged(&range, lock).map_err(|_| Errno::EAGAIN)?;
+    if lock == Lock::Yes {
+        let _best_effort = fetch(&parts);
+    }
+    let flags = if lock == Lock::OnFault { LockOn::ONFAULT } else { LockOn::default() };
+    // SAFETY: locking changes no byte.
+    match unsafe { calls::mlock2(Address(range.start), range.len(), flags.0) } {
+        Err(_) if locked_ranges().iter().any(|locked| locked.contains(&range.start)) => Ok(()),
+        // Too much (mmap(2)); mlock(2) has another number for it.
+        Err(libc::ENOMEM) => Err(Errno::EAGAIN),
+        answer => Ok(answer?),
+    }
+}
+
+impl Space {
+    /// Lets go of what the kernel has not locked after all.
+    pub(crate) fn release_unlocked(&mut self, range: &Range<usize>) {
+        let kernel = locked_ranges();
+        self.change(range, |mapping| {
+            if mapping.is_locked() && !kernel.iter().any(|locked| locked.contains(&mapping.addresses.start)) {
+                mapping.release_lock();
+            }
+        });
+    }
+
+    /// Keeps the pages of the paged parts of a range, all or none; gives the parts that were not locked before.
+    pub(crate) fn lock_paged(&mut self, range: &Range<usize>, lock: Lock) -> Result<Vec<Mapping>> {
+        let mut locked: Vec<Mapping> = Vec::new();
+        let new: Vec<Mapping> = self
+            .mappings
+            .parts(range)
+            .into_iter()
+            .filter(|m| m.paged().is_some() && m.lock == Lock::No)
+            .collect();
+        for mut part in new {
+            let Some(object) = part.paged() else { continue };
+            if let Err(error) = object.live().bytes.lock(part.pages()) {
+                locked.iter_mut().for_each(Mapping::release_lock);
+                return Err(error.into());
+            }
+            part.lock = lock;
+            locked.push(part);
+        }
+        // Kernel mappings need nothing but the flag; a mapping that is locked already may change its way.
+        self.change(range, |mapping| mapping.lock = lock);
+        Ok(locked)
+    }
+}
+
+/// Brings pages that are kept.
+pub(crate) fn fetch(parts: &[Mapping]) -> Result<()> {
+    for part in parts {
+        let Some(object) = part.paged() else { continue };
+        object.live().bytes.prefetch(&[part.bytes_inside(object)])?.wait()?;
+    }
+    Ok(())
+}
+
+/// What the kernel has as locked (`lo` in proc_pid_smaps(5)).
+fn locked_ranges() -> Vec<Range<usize>> {
+    let Ok(smaps) = std::fs::read_to_string("/proc/self/smaps") else { return Vec::new() };
+    let mut locked = Vec::new();
+    let mut current = None;
+    for line in smaps.lines() {
+        if let Some(flags) = line.strip_prefix("VmFlags:") {
+            let current = current.take().filter(|_| flags.split_whitespace().any(|flag| flag == "lo"));
+            locked.extend(current);
+        } else if let Some(range) = line.split(' ').next().and_then(addresses_of) {
+            current = Some(range);
+        }
+    }
+    locked
+}
+
+/// `start-end`, as smaps has it.
+fn addresses_of(text: &str) -> Option<Range<usize>> {
+    let (start, end) = text.split_once('-')?;
+    Some(usize::from_str_radix(start, 16).ok()?..usize::from_str_radix(end, 16).ok()?)
+}

@@ -1,0 +1,67 @@
+//! Addresses and lengths as callers give them, checked as the kernel checks them.
+
+use std::ffi::c_void;
+use std::ops::Range;
+
+use std::sync::OnceLock;
+
+use omnimap_host::Address;
+use omnimap_host::linux::calls;
+
+use crate::errno::{Errno, Result};
+
+/// Bytes of a page.
+pub(crate) fn page_bytes() -> usize {
+    omnimap_host::linux::page_bytes() as usize
+}
+
+/// A length in whole pages; `None` where it wraps.
+pub(crate) fn whole_pages(length: usize) -> Option<usize> {
+    length.checked_next_multiple_of(page_bytes())
+}
+
+pub(crate) fn is_aligned(address: usize) -> bool {
+    address.is_multiple_of(page_bytes())
+}
+
+pub(crate) fn address(pointer: *const c_void) -> Address {
+    Address(pointer as usize)
+}
+
+pub(crate) fn pointer(address: Address) -> *mut c_void {
+    address.0 as *mut c_void
+}
+
+/// The addresses from an aligned one on, in whole pages; `wraps` where there are not so many.
+pub(crate) fn range(start: usize, length: usize, wraps: Errno) -> Result<Range<usize>> {
+    if !is_aligned(start) {
+        return Err(Errno::EINVAL);
+    }
+    let end = whole_pages(length).and_then(|bytes| start.checked_add(bytes)).ok_or(wraps)?;
+    Ok(start..end)
+}
+
+/// Where the addresses end that the kernel maps at (`TASK_SIZE`). A call that replaces views must know before it lets go
+/// of them.
+pub(crate) fn addresses_end() -> usize {
+    static END: OnceLock<usize> = OnceLock::new();
+    const FLAGS: i32 =
+        libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE;
+    let is_outside = |at: usize| {
+        // SAFETY: replaces nothing.
+        match unsafe { calls::mmap(Address(at), page_bytes(), libc::PROT_NONE, FLAGS, -1, 0) } {
+            Ok(made) => {
+                // SAFETY: made here.
+                let _ = unsafe { calls::munmap(made, page_bytes()) };
+                false
+            }
+            Err(errno) => errno == libc::ENOMEM,
+        }
+    };
+    *END.get_or_init(|| {
+        // The lowest power of two that is not inside; x86-64 keeps the page below it out, too (`TASK_SIZE_MAX`).
+        let end =
+            (36..usize::BITS - 1).map(|bits| 1 << bits).find(|end| is_outside(*end)).unwrap_or(usize::MAX);
+        if end < usize::MAX && is_outside(end - page_bytes()) { end - page_bytes() } else { end }
+    })
+}
