@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use crate::cache::Inner;
 use crate::error::{Error, Result};
 use crate::fill::For;
+use crate::mapped_view::Pinned;
 use crate::object::{Claim, Intent, MemoryObject};
 use crate::page_state::{PageState, Transition};
 use crate::page_table::Mark;
@@ -258,26 +259,25 @@ impl MemoryObject {
                 self.pages().writes.lost.remove(&page);
                 continue;
             }
-            self.bring(page)?;
+            let _pinned = self.bring(page)?;
             let mut pages = self.pages();
             if pages.writes.lost.remove(&page) && pages.table.state(page) == PageState::Clean {
                 pages.table.apply(page, Transition::Dirtied);
                 self.note_dirty(&mut pages);
             }
-            drop(pages);
-            self.unpin(PageRange::single(page));
         }
         Ok(())
     }
 
-    /// Gets a page into memory, pinned, by this thread.
-    fn bring(self: &Arc<Self>, page: PageIndex) -> Result<()> {
+    /// Gets a page into memory, by this thread; it stays there until what this gives is dropped.
+    pub(crate) fn bring(self: &Arc<Self>, page: PageIndex) -> Result<Pinned<'_>> {
         let offset = page.0 * self.cache.page.bytes();
+        let pinned = || Pinned { object: self, range: PageRange::single(page) };
         loop {
             let transit =
                 match self.claim(page, PageRange::single(page), Some(Waiter::Checked { page }), Intent::Load)
                 {
-                    Claim::Resident => return Ok(()),
+                    Claim::Resident => return Ok(pinned()),
                     Claim::BeyondEnd => return Err(self.error_at(offset, crate::transit::Cause::BeyondEnd)),
                     Claim::Joined(transit) => transit,
                     Claim::Mine(fill) => {
@@ -287,7 +287,7 @@ impl MemoryObject {
                     }
                 };
             match transit.wait(page, self.cache.options.fill_time_max) {
-                Waited::Pinned => return Ok(()),
+                Waited::Pinned => return Ok(pinned()),
                 Waited::Retry => {}
                 Waited::Failed(cause) => return Err(self.error_at(offset, cause)),
                 Waited::TimedOut => return Err(self.timed_out(offset)),

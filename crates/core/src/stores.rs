@@ -10,12 +10,12 @@ use crate::error::{Error, Result};
 use crate::location::Location;
 use crate::mapped_view::MappedView;
 use crate::object::{MemoryObject, Pages};
-use crate::page_state::Transition;
+use crate::page_state::{PageState, Transition};
 use crate::page_table::Mark;
 use crate::snapshot::store_error;
 use crate::sync::atomic::Ordering;
 use crate::sync::{MutexGuard, read, thread};
-use crate::units::PageRange;
+use crate::units::{PageIndex, PageRange};
 
 /// Pages that a checked write holds at a time.
 const WRITE_PAGES_MAX: u64 = 64;
@@ -195,21 +195,23 @@ impl MemoryObject {
     }
 
     /// Changes the length, here and in the store.
-    fn set_len(&self, length: u64) -> Result<()> {
+    fn set_len(self: &Arc<Self>, length: u64) -> Result<()> {
         let _turn = self.syncs.take();
         let before = self.len();
         if length < before {
             return self.shrink(before, length);
         }
+        let page = self.cache.page.page_at(before);
+        let tail = before..self.cache.page.bytes_of(PageRange::single(page)).end.min(length);
+        // Not on its way out when it is written to.
+        let last = match before.is_multiple_of(self.cache.page.bytes()) || self.is_absent(page) {
+            true => None,
+            false => Some(self.bring(page)?),
+        };
         store_error(self, || self.store.set_len(length))?;
         let mut pages = self.pages();
         self.memory.set_len(length).map_err(|e| self.host_error(e))?;
-        let page = self.cache.page.page_at(before);
-        let tail = before..self.cache.page.bytes_of(PageRange::single(page)).end.min(length);
-        if !before.is_multiple_of(self.cache.page.bytes())
-            && !tail.is_empty()
-            && pages.table.state(page).is_resident()
-        {
+        if last.is_some() {
             // What was stored behind the end is no part of the object.
             let zeros = vec![0; (tail.end - tail.start) as usize];
             self.memory.write(tail.start, &zeros).map_err(|e| self.host_error(e))?;
@@ -219,7 +221,11 @@ impl MemoryObject {
         Ok(())
     }
 
-    fn shrink(&self, before: u64, length: u64) -> Result<()> {
+    fn is_absent(&self, page: PageIndex) -> bool {
+        self.pages().table.state(page) == PageState::Absent
+    }
+
+    fn shrink(self: &Arc<Self>, before: u64, length: u64) -> Result<()> {
         if self.has_snapshots() {
             let reason =
                 "it cannot be made shorter while a snapshot of it is in use; drop the snapshot first";
@@ -229,7 +235,13 @@ impl MemoryObject {
             length.div_ceil(self.cache.page.bytes()),
             before.div_ceil(self.cache.page.bytes()),
         );
-        // Nothing is fetched, and nothing written back, until it is done.
+        // The page that the new end cuts stays: fetched meanwhile, it would have too much of the old bytes, or, if the store
+        // refuses, too little.
+        let _cut = match length.is_multiple_of(self.cache.page.bytes()) {
+            true => None,
+            false => Some(self.bring(self.cache.page.page_at(length))?),
+        };
+        // Nothing else is fetched, and nothing written back, until it is done.
         self.set_length(length);
         self.pages().writes.sealed = true;
         let outcome = self

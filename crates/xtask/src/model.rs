@@ -30,6 +30,8 @@ impl Arguments {
                 "write_model",
                 "--test",
                 "page_sizes",
+                "--test",
+                "resize_model",
                 "--target-dir",
                 TARGET,
             ])
