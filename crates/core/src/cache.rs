@@ -107,6 +107,8 @@ pub(crate) struct Inner {
 
 /// The longest fill. Several shorter ones overlap better than one that is longer.
 const FILL_BYTES_MAX: u64 = 1 << 20;
+/// The longest fill from a store that is better asked for more at a time, because it is far away.
+const FAR_FILL_BYTES_MAX: u64 = 8 << 20;
 /// A fill takes at most this part of the budget.
 const FILL_BUDGET_SHARE: u64 = 4;
 
@@ -384,9 +386,11 @@ impl Inner {
         self.budget.pages() / 2
     }
 
-    /// The longest fill, in pages.
-    pub(crate) fn fill_pages_max(&self) -> u64 {
-        (FILL_BYTES_MAX / self.page.bytes()).min(self.budget.pages() / FILL_BUDGET_SHARE).max(1)
+    /// The longest fill of an object, in pages.
+    pub(crate) fn fill_pages_max(&self, object: &MemoryObject) -> u64 {
+        let preferred = self.transfer(object).preferred_bytes.get() as u64;
+        let bytes = preferred.clamp(FILL_BYTES_MAX, FAR_FILL_BYTES_MAX);
+        (bytes / self.page.bytes()).min(self.budget.pages() / FILL_BUDGET_SHARE).max(1)
     }
 
     /// How the store's transfers are best made.
@@ -402,7 +406,7 @@ impl Inner {
         let inside = self.page.pages_inside(chunk.start..chunk.end);
         let end = if chunk.end >= object.len() { object.all_pages().end } else { inside.end };
         let pages = PageRange { start: inside.start.min(page), end: end.max(page.next()) };
-        pages.part_around(page, self.fill_pages_max())
+        pages.part_around(page, self.fill_pages_max(object))
     }
 
     /// Lets the waiters that do not sleep on the transit itself know that it is over.

@@ -183,7 +183,7 @@ impl Inner {
     /// Pages that are best fetched in one transfer when more are wanted.
     pub(crate) fn piece_pages(&self, object: &MemoryObject) -> u64 {
         let preferred = self.transfer(object).preferred_bytes.get() as u64 / self.page.bytes();
-        preferred.clamp(1, self.fill_pages_max())
+        preferred.clamp(1, self.fill_pages_max(object))
     }
 
     /// Reads that are best handed to the store together.

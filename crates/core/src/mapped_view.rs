@@ -297,7 +297,8 @@ impl MappedView {
         let bounds = self.bounds(page);
         let plan = lock(&self.reader.streams).on_fault(page, &bounds);
         let end = plan.now.end.max(wanted.end);
-        let now = PageRange { start: plan.now.start, end }.part_around(page, inner.fill_pages_max());
+        let now =
+            PageRange { start: plan.now.start, end }.part_around(page, inner.fill_pages_max(&self.object));
         self.object.count(Counter::checked_pages_waited, 1);
         let ahead = match plan.ahead.range().filter(|_| plan.ahead.step == 1) {
             Some(range) => PageRange::new(range.start.0.max(now.end.0), range.end.0).into(),

@@ -324,7 +324,7 @@ fn resolve(inner: &Arc<Inner>, fault: Fault, since: Instant, by: By) -> Served {
     };
     let plan = lock(&located.reader.streams).on_fault(located.page, &bounds);
     let waiter = Waiter::Raw { address: located.address, page: located.page, since };
-    let now = plan.now.part_around(located.page, inner.fill_pages_max());
+    let now = plan.now.part_around(located.page, inner.fill_pages_max(object));
     // A store through a private view changes its own copy, and the object not at all.
     let access = if located.sharing == Sharing::Private { Access::Read } else { fault.access };
     let claim = match access {

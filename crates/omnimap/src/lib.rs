@@ -1,5 +1,5 @@
-//! Memory-map anything: a file larger than memory, or a compressed one, as an ordinary `&[u8]`, under a memory budget
-//! that you set, with errors instead of SIGBUS.
+//! Memory-map anything: a file larger than memory, a compressed one, or an object of a bucket, as an ordinary `&[u8]`, under
+//! a memory budget that you set, with errors instead of SIGBUS.
 //!
 //! ```
 //! use omnimap::{MapOptions, Mapping};
@@ -26,6 +26,10 @@
 //! # }
 //! ```
 //!
+//! # Objects beyond the machine
+//! `Mapping::open("s3://bucket/key")` gives the same slice, with the same guarantees; so do `gs://`, `az://`, `http(s)://` and
+//! `file://` ([`MapOptions::open_store`]).
+//!
 //! # When a raw access fails
 //! A slice has no way to return an error. If the store fails, an access through the slice ends the process with SIGBUS,
 //! after one line on standard error that says object, offset and cause; a SIGBUS handler that the program had
@@ -47,6 +51,7 @@ mod mapping;
 mod options;
 mod place;
 mod residency;
+mod source;
 mod typed;
 mod writable;
 
@@ -59,6 +64,8 @@ pub use omnimap_host::FaultMode;
 pub use omnimap_posix as posix;
 pub use omnimap_store as store;
 pub use omnimap_store::{BackingStore, Format, StoreError};
+#[cfg(feature = "remote")]
+pub use omnimap_store_object::{RemoteCounts, RemoteOptions, RemoteStore};
 pub use options::MapOptions;
 pub use place::Reservation;
 pub use residency::Residency;

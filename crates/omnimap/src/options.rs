@@ -10,13 +10,19 @@ use omnimap_host::linux::Wishes;
 use omnimap_host::{FaultMode, Use};
 use omnimap_posix::{Object, Rights};
 use omnimap_store::{
-    BackingStore, FileStore, Format, JournalOptions, PrivateStore, SwapOptions, SwapStore, Verified,
-    Writability, catch, journal,
+    BackingStore, FileStore, Format, JournalOptions, PrivateStore, SwapOptions, SwapStore, Transfer,
+    Verified, Writability, catch, journal,
 };
+
+#[cfg(feature = "remote")]
+use omnimap_store::DiskTier;
+#[cfg(feature = "remote")]
+use omnimap_store_object::RemoteOptions;
 
 use crate::cache::{Cache, Limits};
 use crate::mapping::advise;
 use crate::place::Reservation;
+use crate::source::writable_path;
 use crate::{Advice, Mapping, MappingMut, SharedMapping};
 
 /// How a mapping is made: a builder, as [`std::fs::OpenOptions`].
@@ -46,10 +52,14 @@ pub struct MapOptions {
     pub(crate) offset: u64,
     pub(crate) length: Option<u64>,
     pub(crate) advice: Advice,
-    readahead_bytes_max: u64,
+    readahead_bytes_max: Option<u64>,
     workers_max: Option<NonZeroUsize>,
     fill_time_max: Option<Duration>,
-    format: Format,
+    pub(crate) format: Format,
+    #[cfg(feature = "remote")]
+    pub(crate) remote: RemoteOptions,
+    #[cfg(feature = "remote")]
+    pub(crate) disk_tier: Option<Arc<DiskTier>>,
     verify: bool,
     reserve_bytes: u64,
     atomic: bool,
@@ -69,6 +79,8 @@ impl MapOptions {
     pub const BUDGET_BYTES_DEFAULT: u64 = 256 << 20;
     /// What is fetched ahead of a reader at the most, unless it is set: 8 MiB.
     pub const READAHEAD_BYTES_MAX_DEFAULT: u64 = 8 << 20;
+    /// The same for an object that is far away, as in a bucket: 16 MiB.
+    pub const FAR_READAHEAD_BYTES_MAX_DEFAULT: u64 = 16 << 20;
 
     /// The whole object, under [a budget of its own](Self::BUDGET_BYTES_DEFAULT).
     pub fn new() -> MapOptions {
@@ -78,10 +90,14 @@ impl MapOptions {
             offset: 0,
             length: None,
             advice: Advice::Normal,
-            readahead_bytes_max: Self::READAHEAD_BYTES_MAX_DEFAULT,
+            readahead_bytes_max: None,
             workers_max: None,
             fill_time_max: None,
             format: Format::Auto,
+            #[cfg(feature = "remote")]
+            remote: RemoteOptions::new(),
+            #[cfg(feature = "remote")]
+            disk_tier: None,
             verify: false,
             reserve_bytes: 0,
             atomic: false,
@@ -129,7 +145,7 @@ impl MapOptions {
 
     /// The most that is fetched ahead of each reader, in bytes; 0 for nothing.
     pub fn readahead_max(&mut self, bytes: u64) -> &mut Self {
-        self.readahead_bytes_max = bytes;
+        self.readahead_bytes_max = Some(bytes);
         self
     }
 
@@ -228,13 +244,13 @@ impl MapOptions {
         self
     }
 
-    /// Maps a local file.
+    /// Maps a local file, or what a URL names ([`open_store`](Self::open_store)).
     ///
     /// # Errors
     /// If it cannot be opened or is of no kind that can be mapped; if the range is not inside it; if the machine or the
     /// budget does not allow a mapping.
     pub fn open(&self, path: impl AsRef<Path>) -> Result<Mapping> {
-        self.map_shared(omnimap_store::open(path, self.format)?)
+        self.map_shared(self.open_store(path)?)
     }
 
     /// Maps any store.
@@ -298,7 +314,7 @@ impl MapOptions {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn open_private(&self, path: impl AsRef<Path>) -> Result<MappingMut> {
-        self.map_private(omnimap_store::open(path, self.format)?)
+        self.map_private(self.open_store(path)?)
     }
 
     /// Maps any store so that what is stored never reaches it.
@@ -367,7 +383,7 @@ impl MapOptions {
     /// # }
     /// ```
     pub fn open_object(&self, path: impl AsRef<Path>) -> Result<Arc<Object>> {
-        self.object(omnimap_store::open(path, self.format)?)
+        self.object(self.open_store(path)?)
     }
 
     /// As [`open_object`](Self::open_object), to be stored to as well.
@@ -406,8 +422,9 @@ impl MapOptions {
         let used_as = if rights == Rights::ReadOnly { Use::ReadOnly } else { Use::Shared };
         // Views at given addresses, and for other processes, need it.
         let cache = MapOptions { fault_mode: Some(FaultMode::Worker), ..self.clone() }.cache_to_use()?;
+        let readahead_bytes_max = self.readahead_of(&*store);
         let (object, _) = cache.pages.open_as(store, used_as)?;
-        Ok(Object::new(cache.pages, object, rights, self.readahead_bytes_max))
+        Ok(Object::new(cache.pages, object, rights, readahead_bytes_max))
     }
 
     fn swap_store(&self, length: u64) -> Result<Arc<dyn BackingStore>> {
@@ -415,6 +432,7 @@ impl MapOptions {
     }
 
     fn writable_file(&self, path: &Path) -> Result<Arc<dyn BackingStore>> {
+        let path = &*writable_path(path)?;
         let file: Arc<dyn BackingStore> = Arc::new(FileStore::open_writable(path)?);
         if self.format.detect(&*file)? == Format::Zstd {
             return Err(Error::NotAllowed {
@@ -465,8 +483,21 @@ impl MapOptions {
         })
     }
 
+    /// What may be fetched ahead: more of what takes long to come.
+    fn readahead_of(&self, store: &dyn BackingStore) -> u64 {
+        let is_far = || {
+            let preferred = catch(|| store.transfer()).unwrap_or_default().preferred_bytes;
+            preferred > Transfer::default().preferred_bytes
+        };
+        self.readahead_bytes_max.unwrap_or_else(|| match is_far() {
+            true => Self::FAR_READAHEAD_BYTES_MAX_DEFAULT,
+            false => Self::READAHEAD_BYTES_MAX_DEFAULT,
+        })
+    }
+
     fn view(&self, store: Arc<dyn BackingStore>, used_as: Use) -> Result<MappedView> {
         let cache = self.cache_to_use()?;
+        let readahead_bytes_max = self.readahead_of(&*store);
         let (object, exclusive) = cache.pages.open_as(store, used_as)?;
         let length = self.length.unwrap_or(object.len().saturating_sub(self.offset));
         if self.offset.checked_add(length).is_none_or(|end| end > object.len()) {
@@ -475,7 +506,7 @@ impl MapOptions {
         }
         let reserved = if used_as == Use::ReadOnly { length } else { length.max(self.reserve_bytes) };
         let location = self.location(object.name(), self.offset, reserved)?;
-        let view = cache.pages.map_to(&object, self.offset, reserved, self.readahead_bytes_max, location)?;
+        let view = cache.pages.map_to(&object, self.offset, reserved, readahead_bytes_max, location)?;
         let view = view.with_exclusive(exclusive);
         advise(&view, 0..length, self.advice)?;
         if self.wishes.lock {

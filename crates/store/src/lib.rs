@@ -19,6 +19,7 @@ mod memory;
 mod open;
 mod private;
 mod swap;
+mod tier;
 mod zstd;
 
 pub use aligned::AlignedBytes;
@@ -33,8 +34,9 @@ pub use error::{Result, StoreError, catch};
 pub use file::FileStore;
 pub use journal::{JournalOptions, Journaled};
 pub use memory::MemoryStore;
-pub use open::{Format, open};
+pub use open::{Format, open, unpack};
 pub use private::PrivateStore;
 pub use swap::store::{SwapCounts, SwapOptions, SwapStore};
+pub use tier::{DiskTier, Tiered};
 pub use zstd::pack::{PackOptions, Packed, pack};
 pub use zstd::store::ZstdStore;

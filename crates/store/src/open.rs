@@ -59,17 +59,45 @@ pub fn open(path: impl AsRef<Path>, format: Format) -> Result<Arc<dyn BackingSto
     let path = path.as_ref();
     let file = Arc::new(FileStore::open_buffered(path)?);
     refuse_half_written(path)?;
-    let opened = || -> Result<Arc<dyn BackingStore>> {
-        match detect_and_read_directly(&file, format)? {
-            Format::Zstd => Ok(Arc::new(ZstdStore::open(file.clone())?)),
-            _ => Ok(file.clone()),
+    let format = detect_and_read_directly(&file, format).map_err(|error| named(error, file.name()))?;
+    unpack(file, format)
+}
+
+/// An object as what its first bytes and its name say that it is, wherever it is kept.
+///
+/// # Errors
+/// If its bytes cannot be read; and those of [`ZstdStore::open`].
+///
+/// # Example
+/// ```
+/// use std::sync::Arc;
+/// use omnimap_store::{BackingStore, Format, MemoryStore, pack, unpack};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let mut packed = Vec::new();
+/// pack(&[7; 100_000][..], &mut packed, &Default::default(), |_| ())?;
+/// let store = unpack(Arc::new(MemoryStore::new("packed", packed)), Format::Auto)?;
+/// assert_eq!(store.len(), 100_000);
+/// # Ok(())
+/// # }
+/// ```
+pub fn unpack(object: Arc<dyn BackingStore>, format: Format) -> Result<Arc<dyn BackingStore>> {
+    let name = object.name().to_owned();
+    let unpacked = || -> Result<Arc<dyn BackingStore>> {
+        match format.detect(&*object)? {
+            Format::Zstd => Ok(Arc::new(ZstdStore::open(object)?)),
+            _ => Ok(object),
         }
     };
-    opened().map_err(|error| match error {
-        // These name what they are about.
+    unpacked().map_err(|error| named(error, &name))
+}
+
+/// An error that says what it is about.
+fn named(error: StoreError, name: &str) -> StoreError {
+    match error {
         named @ (StoreError::Open { .. } | StoreError::Unusable { .. }) => named,
-        error => StoreError::Open { name: file.name().to_owned(), source: std::io::Error::other(error) },
-    })
+        error => StoreError::Open { name: name.to_owned(), source: std::io::Error::other(error) },
+    }
 }
 
 /// Looks at the first bytes while reads are buffered: they are often in the kernel's page cache, and a direct read would go

@@ -1,6 +1,7 @@
 //! A store that unpacks seekable zstd.
 
 use std::collections::{HashMap, VecDeque};
+use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -232,7 +233,8 @@ impl BackingStore for ZstdStore {
     }
 
     fn transfer(&self) -> Transfer {
-        let packed = self.packed.transfer();
+        // Several reads together are made one after the other here.
+        let packed = self.packed.transfer().reading_together(NonZeroUsize::MIN);
         match packed.answers {
             // Unpacking takes its time, wherever the packed bytes are.
             Answers::AtOnce => packed.answering(Answers::Promptly),

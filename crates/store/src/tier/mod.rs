@@ -1,0 +1,214 @@
+//! A directory that keeps what was fetched from far away, across runs and for many processes.
+//!
+//! ```text
+//! DIRECTORY/usage                 how many bytes are taken, under a lock
+//! DIRECTORY/<object, version>/<n> the n-th MiB of that object, as far as it was fetched (span.rs)
+//! ```
+//! A file says of each page what its checksum is, whose seed is the object, its version and the page's place: what a crash has
+//! half written, what was damaged and what belongs elsewhere is not found, and fetched again. Nothing is ever made durable.
+//!
+//! Bytes are counted in `usage` before they are written, by each process for some time ahead, so that all together stay
+//! within the bound. When it is reached, the directory is looked through, and the files that were used longest ago go.
+
+mod span;
+mod store;
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::process;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use rustix::fs::{FlockOperation, flock};
+
+pub use self::store::Tiered;
+use crate::{BackingStore, Result, StoreError};
+
+/// The least that a tier can have: a few spans.
+const BYTES_MIN: u64 = 8 << 20;
+/// What a process counts at a time, so that it need not lock the count for each page.
+const LEASE_BYTES_MAX: u64 = 4 << 20;
+/// And this part of the whole.
+const LEASE_SHARE: u64 = 32;
+/// How much of the bound is left taken when something had to go.
+const KEPT_PERCENT: u64 = 90;
+const USAGE_MAGIC: &[u8; 8] = b"omnitier";
+
+/// A bounded directory of fetched bytes.
+///
+/// Any number of processes may use one directory at the same time; each tells the bound anew, and the smallest counts for all
+/// that go on writing. What is in the directory and not the tier's is left alone, and not counted.
+///
+/// # Example
+/// ```
+/// use std::sync::Arc;
+/// use omnimap_store::{BackingStore, DiskTier, MemoryStore};
+///
+/// # fn main() -> omnimap_store::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// let tier = DiskTier::open(directory.path(), 64 << 20)?;
+/// let store = tier.before(Arc::new(MemoryStore::new("far away", vec![7; 100_000])));
+/// let mut bytes = [0; 10];
+/// store.read_at(50_000, &mut bytes)?;
+/// # Ok(())
+/// # }
+/// ```
+pub struct DiskTier {
+    directory: PathBuf,
+    bytes_max: u64,
+    /// Bytes that are counted in `usage` and not written yet.
+    lease: Mutex<u64>,
+    made_in: u32,
+}
+
+impl DiskTier {
+    /// Uses a directory, which is made if it is not there, for at most `bytes_max` bytes (8 MiB at the least).
+    ///
+    /// # Errors
+    /// If it cannot be made or written.
+    pub fn open(directory: impl Into<PathBuf>, bytes_max: u64) -> Result<Arc<DiskTier>> {
+        let directory = directory.into();
+        let tier = DiskTier {
+            bytes_max: bytes_max.max(BYTES_MIN),
+            lease: Mutex::new(0),
+            directory,
+            made_in: process::id(),
+        };
+        let opened = fs::create_dir_all(&tier.directory).and_then(|()| tier.lock_usage());
+        match opened {
+            Ok(_) => Ok(Arc::new(tier)),
+            Err(source) => Err(StoreError::Open { name: tier.directory.display().to_string(), source }),
+        }
+    }
+
+    /// A store whose bytes are looked for in the tier first, and kept there when they were fetched.
+    ///
+    /// One that does not promise its version ([`BackingStore::version`]) is given back as it is: nobody could tell later
+    /// whether what was kept is right.
+    pub fn before(self: &Arc<Self>, store: Arc<dyn BackingStore>) -> Arc<dyn BackingStore> {
+        match store.version() {
+            Some(version) => Arc::new(Tiered::new(self.clone(), store, &version)),
+            None => store,
+        }
+    }
+
+    /// Bytes that are taken, or counted as such.
+    ///
+    /// # Errors
+    /// If the directory cannot be read.
+    pub fn bytes_used(&self) -> Result<u64> {
+        let read = || self.lock_usage().map(|usage| usage.read().unwrap_or(0));
+        read().map_err(|source| StoreError::Io {
+            action: "reading the count of the disk tier",
+            length: 8,
+            source,
+        })
+    }
+
+    /// Counts bytes that are to be written; whether there is room.
+    fn take(&self, bytes: u64) -> io::Result<bool> {
+        let mut lease = self.lease.lock().unwrap_or_else(PoisonError::into_inner);
+        if *lease < bytes {
+            let more = (bytes - *lease).max(LEASE_BYTES_MAX.min(self.bytes_max / LEASE_SHARE));
+            if more > self.bytes_max / 2 {
+                return Ok(false);
+            }
+            let usage = self.lock_usage()?;
+            let mut used = match usage.read() {
+                Some(used) => used,
+                None => self.look_through(u64::MAX)?,
+            };
+            if used + more > self.bytes_max {
+                used = self.look_through(self.bytes_max * KEPT_PERCENT / 100 - more)?;
+            }
+            if used + more > self.bytes_max {
+                return Ok(false);
+            }
+            usage.write(used + more)?;
+            *lease += more;
+        }
+        *lease -= bytes;
+        Ok(true)
+    }
+
+    /// Removes what was used longest ago until at most `keep` bytes are left; gives how many are.
+    fn look_through(&self, keep: u64) -> io::Result<u64> {
+        let mut found: Vec<(SystemTime, u64, PathBuf)> = Vec::new();
+        for object in fs::read_dir(&self.directory)?.flatten().filter(|entry| is_ours(entry, 32)) {
+            let Ok(spans) = fs::read_dir(object.path()) else { continue };
+            for span in spans.flatten().filter(|entry| is_ours(entry, 16)) {
+                // Gone meanwhile, by another process.
+                let Ok(meta) = span.metadata() else { continue };
+                found.push((meta.modified()?, meta.size(), span.path()));
+            }
+        }
+        let mut used: u64 = found.iter().map(|(_, bytes, _)| bytes).sum();
+        found.sort_unstable();
+        for (_, bytes, path) in found {
+            if used <= keep {
+                break;
+            }
+            if fs::remove_file(&path).is_ok() {
+                used -= bytes;
+            }
+            // Only an empty one goes.
+            let _ = path.parent().map(fs::remove_dir);
+        }
+        Ok(used)
+    }
+
+    fn lock_usage(&self) -> io::Result<Usage> {
+        let path = self.directory.join("usage");
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        flock(&file, FlockOperation::LockExclusive)?;
+        Ok(Usage(file))
+    }
+}
+
+impl Drop for DiskTier {
+    fn drop(&mut self) {
+        // A forked child has a copy of what its parent will give back.
+        if self.made_in != process::id() {
+            return;
+        }
+        let lease = *self.lease.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let give_back = || {
+            let usage = self.lock_usage()?;
+            usage.read().map_or(Ok(()), |used| usage.write(used.saturating_sub(lease)))
+        };
+        if let Err(error) = give_back() {
+            tracing::debug!(directory = %self.directory.display(), %error, "the disk tier's count stays too high");
+        }
+    }
+}
+
+/// Directories and files of the tier have names of so many hexadecimal digits.
+fn is_ours(entry: &fs::DirEntry, digits: usize) -> bool {
+    let name = entry.file_name();
+    name.to_str()
+        .is_some_and(|name| name.len() == digits && name.bytes().all(|byte| byte.is_ascii_hexdigit()))
+}
+
+/// The count, locked until it is dropped.
+struct Usage(File);
+
+impl Usage {
+    /// Nothing, if nobody has counted yet, or the file is damaged.
+    fn read(&self) -> Option<u64> {
+        let mut bytes = [0; 16];
+        self.0.read_exact_at(&mut bytes, 0).ok()?;
+        let (magic, count) = bytes.split_at(8);
+        (magic == USAGE_MAGIC).then(|| u64::from_le_bytes(count.try_into().expect("eight bytes")))
+    }
+
+    fn write(&self, count: u64) -> io::Result<()> {
+        self.0.write_all_at(&[*USAGE_MAGIC, count.to_le_bytes()].concat(), 0)
+    }
+}
+
+/// The file of a span.
+fn span_path(directory: &Path, key: u128, number: u64) -> PathBuf {
+    directory.join(format!("{key:032x}")).join(format!("{number:016x}"))
+}
