@@ -22,7 +22,7 @@ use omnimap_store_object::RemoteOptions;
 use crate::cache::{Cache, Limits};
 use crate::mapping::advise;
 use crate::place::Reservation;
-use crate::source::writable_path;
+use crate::source::ToWrite;
 use crate::{Advice, Mapping, MappingMut, SharedMapping};
 
 /// How a mapping is made: a builder, as [`std::fs::OpenOptions`].
@@ -60,6 +60,8 @@ pub struct MapOptions {
     pub(crate) remote: RemoteOptions,
     #[cfg(feature = "remote")]
     pub(crate) disk_tier: Option<Arc<DiskTier>>,
+    #[cfg(feature = "remote")]
+    pub(crate) changes: Option<PathBuf>,
     verify: bool,
     reserve_bytes: u64,
     atomic: bool,
@@ -98,6 +100,8 @@ impl MapOptions {
             remote: RemoteOptions::new(),
             #[cfg(feature = "remote")]
             disk_tier: None,
+            #[cfg(feature = "remote")]
+            changes: None,
             verify: false,
             reserve_bytes: 0,
             atomic: false,
@@ -270,7 +274,7 @@ impl MapOptions {
         Ok(Mapping::new(self.view(store, Use::ReadOnly)?))
     }
 
-    /// Maps a local file to be stored to by one holder.
+    /// Maps a local file, or an object of a bucket ([`changes`](Self::changes)), to be stored to by one holder.
     ///
     /// Changes that others make to the file meanwhile are found out and not written over ([`FileStore::open_writable`]).
     /// A packed file cannot be stored to.
@@ -289,7 +293,7 @@ impl MapOptions {
         Ok(MappingMut::new(self.view(self.writable_store(Arc::new(store))?, Use::Exclusive)?))
     }
 
-    /// Maps a local file to be stored to by many, with atomics and copies.
+    /// Maps a local file, or an object of a bucket, to be stored to by many, with atomics and copies.
     ///
     /// # Errors
     /// As [`open_mut`](Self::open_mut).
@@ -432,14 +436,17 @@ impl MapOptions {
     }
 
     fn writable_file(&self, path: &Path) -> Result<Arc<dyn BackingStore>> {
-        let path = &*writable_path(path)?;
+        let path = match self.open_to_write(path)? {
+            ToWrite::File(path) => path,
+            #[cfg(feature = "remote")]
+            ToWrite::Object(object) => {
+                refuse_packed(self.format, &*object)?;
+                return self.held_to_its_bytes(object);
+            }
+        };
+        let path = &*path;
         let file: Arc<dyn BackingStore> = Arc::new(FileStore::open_writable(path)?);
-        if self.format.detect(&*file)? == Format::Zstd {
-            return Err(Error::NotAllowed {
-                object: file.name().into(),
-                reason: "packed files cannot be stored to; unpack it, map it private, or ask for Format::Plain",
-            });
-        }
+        refuse_packed(self.format, &*file)?;
         let file = self.held_to_its_bytes(file)?;
         if !self.atomic {
             journal::refuse_half_written(path)?;
@@ -517,6 +524,16 @@ impl MapOptions {
         }
         Ok(view)
     }
+}
+
+fn refuse_packed(format: Format, object: &dyn BackingStore) -> Result<()> {
+    if format.detect(object)? == Format::Zstd {
+        return Err(Error::NotAllowed {
+            object: object.name().into(),
+            reason: "packed files cannot be stored to; unpack it, map it private, or ask for Format::Plain",
+        });
+    }
+    Ok(())
 }
 
 impl Default for MapOptions {

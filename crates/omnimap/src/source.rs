@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 use std::path::Path;
+#[cfg(feature = "remote")]
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use omnimap_core::{Error, Result};
@@ -9,7 +11,7 @@ use omnimap_store::{BackingStore, Format, StoreError};
 #[cfg(feature = "remote")]
 use omnimap_store::{DiskTier, unpack};
 #[cfg(feature = "remote")]
-use omnimap_store_object::{RemoteOptions, RemoteStore};
+use omnimap_store_object::{RemoteOptions, RemoteStore, WorkingCopy};
 
 use crate::MapOptions;
 
@@ -80,6 +82,62 @@ impl MapOptions {
         }
     }
 
+    /// Opens what a path or a URL names, to be written.
+    pub(crate) fn open_to_write<'a>(&self, source: &'a Path) -> Result<ToWrite<'a>> {
+        let Some((format, url)) = as_url(source) else { return Ok(ToWrite::File(source.into())) };
+        if format == Some(Format::Zstd) {
+            let reason = "packed objects cannot be stored to; map it private";
+            return Err(Error::NotAllowed { object: url.into(), reason });
+        }
+        match local(url)? {
+            Some(path) => Ok(ToWrite::File(path.into())),
+            None => self.open_working_copy(url),
+        }
+    }
+
+    #[cfg(feature = "remote")]
+    fn open_working_copy<'a>(&self, url: &str) -> Result<ToWrite<'a>> {
+        Ok(ToWrite::Object(Arc::new(WorkingCopy::open(url, &self.remote, &self.changes_directory())?)))
+    }
+
+    #[cfg(not(feature = "remote"))]
+    fn open_working_copy<'a>(&self, url: &str) -> Result<ToWrite<'a>> {
+        Err(not_built_in(url))
+    }
+
+    /// Where what is stored to objects of buckets is kept until a sync has published it; the default is `omnimap/changes` below
+    /// `$XDG_STATE_HOME`, or `~/.local/state`.
+    ///
+    /// A sync of such a mapping is all or nothing: it uploads a new version, under the condition that the object is still the one
+    /// that was opened. Else it is an error, and what was stored stays here ([`WorkingCopy`]).
+    ///
+    /// # Example
+    /// ```no_run
+    /// use omnimap::MapOptions;
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let mut mapping = MapOptions::new().changes("/var/lib/index/changes").open_mut("s3://bucket/index")?;
+    /// mapping[100] = 7;
+    /// mapping.sync()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[cfg(feature = "remote")]
+    pub fn changes(&mut self, directory: impl Into<PathBuf>) -> &mut Self {
+        self.changes = Some(directory.into());
+        self
+    }
+
+    /// The directory that [`changes`](Self::changes) tells, or its default.
+    #[cfg(feature = "remote")]
+    pub fn changes_directory(&self) -> PathBuf {
+        let state = || match std::env::var_os("XDG_STATE_HOME") {
+            Some(state) => PathBuf::from(state),
+            None => std::env::home_dir().unwrap_or_else(std::env::temp_dir).join(".local/state"),
+        };
+        self.changes.clone().unwrap_or_else(|| state().join("omnimap/changes"))
+    }
+
     #[cfg(feature = "remote")]
     fn open_remote(&self, url: &str, format: Format) -> Result<Arc<dyn BackingStore>> {
         let Some(tier) = &self.disk_tier else {
@@ -94,21 +152,21 @@ impl MapOptions {
 
     #[cfg(not(feature = "remote"))]
     fn open_remote(&self, url: &str, _format: Format) -> Result<Arc<dyn BackingStore>> {
-        let reason = "URLs need the feature \"remote\" of the crate omnimap".to_owned();
-        Err(StoreError::Unusable { name: url.to_owned(), reason }.into())
+        Err(not_built_in(url))
     }
 }
 
-/// The path of a file that is to be written.
-pub(crate) fn writable_path(source: &Path) -> Result<Cow<'_, Path>> {
-    let Some((format, url)) = as_url(source) else { return Ok(source.into()) };
-    match local(url)? {
-        Some(path) if format != Some(Format::Zstd) => Ok(path.into()),
-        _ => Err(Error::NotAllowed {
-            object: url.into(),
-            reason: "it is mapped to be read, or private; copy it to a local file to store to it",
-        }),
-    }
+#[cfg(not(feature = "remote"))]
+fn not_built_in(url: &str) -> Error {
+    let reason = "URLs need the feature \"remote\" of the crate omnimap".to_owned();
+    StoreError::Unusable { name: url.to_owned(), reason }.into()
+}
+
+/// What is to be written.
+pub(crate) enum ToWrite<'a> {
+    File(Cow<'a, Path>),
+    #[cfg(feature = "remote")]
+    Object(Arc<dyn BackingStore>),
 }
 
 /// A text that is a URL, and the format that stands before it.

@@ -5,14 +5,16 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
+use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
+use object_store::client::{HttpClient, HttpConnector, ReqwestConnector};
 use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::http::HttpBuilder;
-use object_store::{BackoffConfig, ClientConfigKey, ObjectStore, RetryConfig};
+use object_store::{BackoffConfig, ClientConfigKey, ClientOptions, ObjectStore, RetryConfig};
 use omnimap_store::Result;
 use url::Position;
 
+use crate::conditional::Conditions;
 use crate::location::{Location, Service, unusable};
 use crate::options::RemoteOptions;
 use crate::profile;
@@ -27,7 +29,21 @@ enum From {
 
 type Settings = Vec<(From, String, String)>;
 
-pub(crate) fn connect(location: &Location, options: &RemoteOptions) -> Result<Arc<dyn ObjectStore>> {
+/// Speaks to a service.
+pub(crate) struct Client {
+    pub(crate) store: Arc<dyn ObjectStore>,
+    pub(crate) s3: Option<Arc<S3>>,
+}
+
+/// What is said to S3 alone.
+pub(crate) struct S3 {
+    pub(crate) client: Arc<AmazonS3>,
+    pub(crate) bucket: String,
+    pub(crate) conditions: Conditions,
+    pub(crate) http: HttpClient,
+}
+
+pub(crate) fn connect(location: &Location, options: &RemoteOptions) -> Result<Client> {
     let settings = settings(location, options);
     let retry = RetryConfig {
         backoff: BackoffConfig {
@@ -41,11 +57,20 @@ pub(crate) fn connect(location: &Location, options: &RemoteOptions) -> Result<Ar
     let wrong = |error: object_store::Error| unusable(&location.name, &error.to_string());
     // What comes before the path alone: the path is that of the object.
     let bucket = &location.url[..Position::BeforePath];
-    Ok(match location.service {
+    let store: Arc<dyn ObjectStore> = match location.service {
         Service::S3 => {
-            let builder = AmazonS3Builder::new().with_retry(retry).with_url(bucket);
+            let conditions = Conditions::default();
+            let builder = AmazonS3Builder::new()
+                .with_retry(retry)
+                .with_url(bucket)
+                .with_http_connector(conditions.clone());
             let set = |b: AmazonS3Builder, key: AmazonS3ConfigKey, value| b.with_config(key, value);
-            Arc::new(apply(location, builder, settings, set)?.build().map_err(wrong)?)
+            let client = Arc::new(apply(location, builder, settings, set)?.build().map_err(wrong)?);
+            let direct = ClientOptions::new().with_allow_http(true).with_timeout(options.request_time_max);
+            let http = ReqwestConnector::default().connect(&direct).map_err(wrong)?;
+            let bucket = location.url.host_str().unwrap_or_default().to_owned();
+            let s3 = S3 { client: client.clone(), bucket, conditions, http };
+            return Ok(Client { store: client, s3: Some(Arc::new(s3)) });
         }
         Service::Google => {
             let builder = GoogleCloudStorageBuilder::new().with_retry(retry).with_url(bucket);
@@ -66,7 +91,8 @@ pub(crate) fn connect(location: &Location, options: &RemoteOptions) -> Result<Ar
             let set = |b: HttpBuilder, key: ClientConfigKey, value| b.with_config(key, value);
             Arc::new(apply(location, builder, settings, set)?.build().map_err(wrong)?)
         }
-    })
+    };
+    Ok(Client { store, s3: None })
 }
 
 fn settings(location: &Location, options: &RemoteOptions) -> Settings {

@@ -12,6 +12,7 @@ use omnimap_store::{Result, StoreError};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout_at};
 
+use crate::connect::{Client, S3};
 use crate::failure::{self, Kind};
 use crate::location::Location;
 use crate::options::RemoteOptions;
@@ -24,6 +25,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(20);
 /// Where the bytes of one version of an object come from.
 pub(crate) struct Source {
     pub(crate) client: Arc<dyn ObjectStore>,
+    /// What S3 can do beyond that.
+    pub(crate) s3: Option<Arc<S3>>,
     pub(crate) location: Location,
     pub(crate) options: RemoteOptions,
     pub(crate) figures: Figures,
@@ -40,9 +43,10 @@ pub(crate) struct Figures {
 }
 
 impl Source {
-    pub(crate) fn new(client: Arc<dyn ObjectStore>, location: Location, options: RemoteOptions) -> Source {
+    pub(crate) fn new(client: Client, location: Location, options: RemoteOptions) -> Source {
         let places = Semaphore::new(options.requests_max.get().min(Semaphore::MAX_PERMITS));
-        Source { client, location, options, figures: Figures::default(), places }
+        let Client { store: client, s3 } = client;
+        Source { client, s3, location, options, figures: Figures::default(), places }
     }
 
     /// The bytes of a range that is inside the object.

@@ -7,6 +7,8 @@
 //! [`BackingStore`](omnimap_store::BackingStore)'s contract; caching.
 #![forbid(unsafe_code)]
 
+mod changes;
+mod conditional;
 mod connect;
 mod failure;
 mod fetch;
@@ -16,8 +18,11 @@ mod network;
 mod options;
 mod profile;
 mod remote;
+mod upload;
 mod version;
+mod working_copy;
 
 pub use location::local_path;
 pub use options::RemoteOptions;
 pub use remote::{RemoteCounts, RemoteStore};
+pub use working_copy::{KeptChanges, WorkingCopy};

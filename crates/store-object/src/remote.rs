@@ -9,10 +9,10 @@ use object_store::{GetOptions, ObjectStoreExt};
 use omnimap_store::{Answers, BackingStore, ReadAt, Result, StoreError, Transfer, Version};
 use tokio::time::timeout;
 
-use crate::connect::connect;
+use crate::connect::{Client, connect};
 use crate::failure::{self, Kind};
 use crate::fetch::{Failure, Source};
-use crate::location::{Location, unusable};
+use crate::location::{Location, Service, unusable};
 use crate::merge::{Request, merge};
 use crate::network::Network;
 use crate::options::RemoteOptions;
@@ -72,6 +72,10 @@ impl RemoteStore {
     pub fn open(url: &str, options: &RemoteOptions) -> Result<RemoteStore> {
         let location = Location::parse(url)?;
         let client = connect(&location, options)?;
+        RemoteStore::open_at(location, client, options)
+    }
+
+    fn open_at(location: Location, client: Client, options: &RemoteOptions) -> Result<RemoteStore> {
         let network = Network::get()?;
         let source = Arc::new(Source::new(client, location, options.clone()));
         let asked = source.clone();
@@ -104,6 +108,30 @@ impl RemoteStore {
     /// The version that was opened, as the server named it.
     pub fn server_version(&self) -> String {
         self.pinned.shown()
+    }
+
+    /// Whether a new version can be written under the condition that this one is still there.
+    pub(crate) fn may_be_replaced(&self) -> bool {
+        self.source.location.service != Service::Web && self.pinned.strong_tag().is_some()
+    }
+
+    pub(crate) fn strong_tag(&self) -> Option<String> {
+        self.pinned.strong_tag().map(str::to_owned)
+    }
+
+    pub(crate) fn source(&self) -> Arc<Source> {
+        self.source.clone()
+    }
+
+    pub(crate) fn network(&self) -> &Network {
+        &self.network
+    }
+
+    /// The object as it is now, over the same connections.
+    pub(crate) fn reopen_present(&self, options: &RemoteOptions) -> Result<RemoteStore> {
+        let Source { client, s3, location, .. } = &*self.source;
+        let client = Client { store: client.clone(), s3: s3.clone() };
+        RemoteStore::open_at(location.clone(), client, options)
     }
 
     /// What of `length` bytes at `offset` is inside the object.

@@ -21,6 +21,7 @@ struct Link {
     free_at: Mutex<Instant>,
     requests: AtomicU64,
     bytes: AtomicU64,
+    bytes_sent: AtomicU64,
     ends: AtomicBool,
 }
 
@@ -36,6 +37,7 @@ impl SlowLink {
             free_at: Mutex::new(Instant::now()),
             requests: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
+            bytes_sent: AtomicU64::new(0),
             ends: AtomicBool::new(false),
         });
         let accepting = link.clone();
@@ -59,6 +61,11 @@ impl SlowLink {
     pub fn counts(&self) -> (u64, u64) {
         (self.link.requests.swap(0, Ordering::Relaxed), self.link.bytes.swap(0, Ordering::Relaxed))
     }
+
+    /// Bytes of requests since this was asked last.
+    pub fn bytes_sent(&self) -> u64 {
+        self.link.bytes_sent.swap(0, Ordering::Relaxed)
+    }
 }
 
 impl Drop for SlowLink {
@@ -79,7 +86,8 @@ impl Link {
         let (link, asked) = (self.clone(), answered.clone());
         let (from, to) = (client.try_clone().unwrap(), server.try_clone().unwrap());
         thread::spawn(move || {
-            pass(&from, &to, |_| {
+            pass(&from, &to, |count| {
+                link.bytes_sent.fetch_add(count as u64, Ordering::Relaxed);
                 if asked.swap(false, Ordering::Relaxed) {
                     link.requests.fetch_add(1, Ordering::Relaxed);
                     thread::sleep(link.latency);

@@ -1,0 +1,199 @@
+//! New versions of objects: whole, under a condition, and nothing is lost when it does not hold.
+
+use std::path::Path;
+use std::time::Duration;
+
+use omnimap::store::conformance;
+use omnimap::{MapOptions, WorkingCopy};
+use omnimap_testkit::{Prng, skip_without_mappings, within};
+
+use crate::server::{S3, options, url};
+use crate::{LIMIT, MIB, bytes};
+
+/// Runs with a server of `length` bytes and a directory for changes, or skips.
+fn with_object(length: u64, work: impl FnOnce(&S3, &mut MapOptions, &Path) + Send + 'static) {
+    if skip_without_mappings() {
+        return;
+    }
+    within(LIMIT, move || {
+        let s3 = S3::start();
+        s3.put("object", &bytes(length));
+        let directory = tempfile::tempdir().unwrap();
+        let mut map = MapOptions::new();
+        map.remote(s3.options()).budget(4 * MIB).changes(directory.path());
+        work(&s3, &mut map, directory.path());
+    });
+}
+
+#[test]
+fn what_is_stored_becomes_a_new_version_at_the_sync() {
+    with_object(10 * MIB + 5, |s3, map, _| {
+        let mut expected = bytes(10 * MIB + 5);
+        let mut mapping = map.open_mut(url("object")).unwrap();
+        for round in 0..3u64 {
+            let mut random = Prng::new(round);
+            for _ in 0..500 {
+                let at = random.below(10 * MIB + 5) as usize;
+                let value = random.next_u64() as u8;
+                mapping[at] = value;
+                expected[at] = value;
+            }
+            assert!(round > 0 || s3.get("object") == bytes(10 * MIB + 5), "not before");
+            mapping.sync().unwrap();
+            assert!(s3.get("object") == expected, "round {round}");
+        }
+        drop(mapping);
+        assert!(map.open(url("object")).unwrap()[..] == expected);
+    });
+}
+
+#[test]
+fn what_no_sync_has_published_is_given_up() {
+    with_object(4 * MIB, |s3, map, directory| {
+        let mut mapping = map.open_mut(url("object")).unwrap();
+        mapping.fill(1);
+        drop(mapping);
+        assert!(s3.get("object") == bytes(4 * MIB));
+        assert_eq!(WorkingCopy::kept(&url("object"), directory).unwrap(), None);
+        assert!(map.open_mut(url("object")).unwrap()[..] == bytes(4 * MIB));
+    });
+}
+
+#[test]
+fn of_a_large_object_only_the_parts_with_changes_go_over_the_link() {
+    with_object(100 * MIB, |s3, map, _| {
+        let link = s3.far();
+        let mut mapping = map.remote(options(link.address())).open_mut(url("object")).unwrap();
+        let mut expected = bytes(100 * MIB);
+        for at in [5, 50 << 20] {
+            mapping[at] = 99;
+            expected[at] = 99;
+        }
+        link.bytes_sent();
+        mapping.sync().unwrap();
+        let sent = link.bytes_sent();
+        assert!(s3.get("object") == expected);
+        assert!(sent < 18 * MIB, "{sent} bytes for two parts of 8 MiB");
+    });
+}
+
+#[test]
+fn a_conflict_loses_nothing_on_either_side() {
+    for length in [MIB, 40 * MIB] {
+        with_object(length, move |s3, map, directory| {
+            let mut mapping = map.open_mut(url("object")).unwrap();
+            mapping[1000] = 1;
+            mapping[length as usize - 1] = 2;
+            let others = vec![7; length as usize + 3];
+            s3.put("object", &others);
+            let told = mapping.sync().unwrap_err().to_string();
+            assert!(told.contains("is kept in"), "{told}");
+            assert!(s3.get("object") == others, "theirs stays");
+            assert_eq!((mapping[1000], mapping[length as usize - 1]), (1, 2), "and ours");
+            drop(mapping);
+            let kept = WorkingCopy::kept(&url("object"), directory).unwrap().expect("kept");
+            assert_eq!((kept.length, kept.version_bytes), (length, length));
+            let data = std::fs::File::open(&kept.data).unwrap();
+            for (at, value) in [(1000, 1), (length - 1, 2)] {
+                assert!(kept.ranges.iter().any(|range| range.contains(&at)), "{:?}", kept.ranges);
+                let mut byte = [0];
+                std::os::unix::fs::FileExt::read_exact_at(&data, &mut byte, at).unwrap();
+                assert_eq!(byte, [value]);
+            }
+            let told = map.open_mut(url("object")).err().expect("in conflict still").to_string();
+            assert!(told.contains("omnimap export"), "{told}");
+            WorkingCopy::discard(&url("object"), directory).unwrap();
+            assert!(map.open_mut(url("object")).unwrap()[..] == others);
+        });
+    }
+}
+
+#[test]
+fn an_object_is_made_longer_and_shorter() {
+    with_object(3 * MIB + 100, |s3, map, _| {
+        let mut mapping = map.open_mut(url("object")).unwrap();
+        let mut expected = bytes(3 * MIB + 100);
+        for length in [5 * MIB + 7, 2 * MIB + 1, 2 * MIB + 4096, 20 * MIB, 10] {
+            mapping.resize(length).unwrap();
+            expected.resize(length as usize, 0);
+            mapping[length as usize - 1] = 3;
+            expected[length as usize - 1] = 3;
+            mapping.sync().unwrap();
+            assert!(s3.get("object") == expected, "{length}");
+        }
+    });
+}
+
+#[test]
+fn only_one_process_or_mapping_stores_to_an_object_at_a_time() {
+    with_object(MIB, |_, map, _| {
+        let first = map.open_mut(url("object")).unwrap();
+        let told = map.open_mut(url("object")).err().expect("refused").to_string();
+        assert!(told.contains("only one"), "{told}");
+        drop(first);
+        map.open_mut(url("object")).unwrap();
+    });
+}
+
+#[test]
+fn a_working_copy_is_a_store() {
+    within(LIMIT, || {
+        let s3 = S3::start();
+        s3.put("object", &bytes(MIB));
+        let directory = tempfile::tempdir().unwrap();
+        let copy = WorkingCopy::open(&url("object"), &s3.options(), directory.path()).unwrap();
+        conformance::check_write(&copy);
+    });
+}
+
+/// A process is killed while it syncs; the object is one version or the other, and the next opening finishes what was begun.
+#[test]
+fn kills_during_a_sync_leave_one_version_or_the_other() {
+    let name = "writing::kills_during_a_sync_leave_one_version_or_the_other";
+    if skip_without_mappings() {
+        return;
+    }
+    if let Ok(told) = std::env::var("OMNIMAP_REMOTE_VICTIM") {
+        let (address, directory) = told.split_once(' ').unwrap();
+        let mut map = MapOptions::new();
+        map.remote(options(address.parse().unwrap())).changes(directory);
+        let mut mapping = map.open_mut(url("object")).unwrap();
+        loop {
+            let next = mapping[0].wrapping_add(1);
+            mapping.fill(next);
+            mapping.sync().unwrap();
+        }
+    }
+    within(LIMIT, move || {
+        let s3 = S3::start();
+        let length = 18 * MIB;
+        s3.put("object", &vec![0; length as usize]);
+        let directory = tempfile::tempdir().unwrap();
+        let mut random = Prng::new(3);
+        let rounds = if std::env::var_os("OMNIMAP_LONG").is_some() { 100 } else { 8 };
+        for round in 0..rounds {
+            let mut victim = std::process::Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", name, "--nocapture"])
+                .env("OMNIMAP_REMOTE_VICTIM", format!("{} {}", s3.address(), directory.path().display()))
+                .stdout(std::process::Stdio::null())
+                .spawn()
+                .unwrap();
+            std::thread::sleep(Duration::from_millis(100 + random.below(700)));
+            assert!(victim.try_wait().unwrap().is_none(), "round {round}: it ended by itself");
+            victim.kill().unwrap();
+            victim.wait().unwrap();
+            let found = s3.get("object");
+            assert_eq!(found.len() as u64, length);
+            assert!(found.iter().all(|byte| *byte == found[0]), "round {round}: a mixture");
+            let mut map = MapOptions::new();
+            let mapping = map.remote(s3.options()).changes(directory.path()).open_mut(url("object")).unwrap();
+            let next = [found[0], found[0].wrapping_add(1)];
+            assert!(
+                next.contains(&mapping[0]) && mapping.iter().all(|byte| *byte == mapping[0]),
+                "round {round}"
+            );
+            drop(mapping);
+            assert_eq!(WorkingCopy::kept(&url("object"), directory.path()).unwrap(), None, "it is finished");
+        }
+    });
+}

@@ -1,0 +1,186 @@
+//! A new version of an object, if it is still the one that was opened.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use object_store::multipart::{MultipartStore, PartId};
+use object_store::{
+    Attribute, Attributes, GetOptions, ObjectMeta, PutMode, PutMultipartOptions, PutOptions, PutPayload,
+    UpdateVersion,
+};
+use omnimap_store::{Result, StoreError};
+use tokio::task::spawn_blocking;
+
+use crate::conditional::{CopySource, copy_part};
+use crate::connect::S3;
+use crate::failure::{self, Kind};
+use crate::fetch::Source;
+use crate::location::unusable;
+
+/// The least that a part has, but the last (Amazon S3 multipart upload limits), and a bit.
+const PART_BYTES_MIN: u64 = 8 << 20;
+/// Fewer than the 10,000 that there may be.
+const PARTS_MAX: u64 = 9_000;
+/// What is uploaded in one piece where there is a choice.
+const WHOLE_BYTES_MAX: u64 = 16 << 20;
+/// And where there is none: it must be in memory.
+const WHOLE_BYTES_MAX_ELSEWHERE: u64 = 512 << 20;
+const PARTS_TOGETHER: usize = 8;
+/// How a new version tells which sync made it.
+const MARK: &str = "omnimap-sync";
+
+/// What is uploaded: bytes that can be read at any place.
+pub(crate) trait Contents: Send + Sync + 'static {
+    fn len(&self) -> u64;
+    /// All bytes of a range.
+    fn read(&self, range: Range<u64>) -> Result<Vec<u8>>;
+    /// Whether a range is as in the version that is replaced.
+    fn is_unchanged(&self, range: Range<u64>) -> bool;
+}
+
+/// The version to be replaced, and the mark of the next.
+#[derive(Clone)]
+pub(crate) struct Replace {
+    pub(crate) tag: String,
+    pub(crate) mark: String,
+}
+
+/// Uploads; gives the ETag of the new version, if the service told it.
+///
+/// # Errors
+/// [`StoreError::Changed`] if the object is another version by now.
+pub(crate) async fn upload(
+    source: Arc<Source>,
+    contents: Arc<dyn Contents>,
+    replace: Replace,
+) -> Result<Option<String>> {
+    let length = contents.len();
+    let outcome = match &source.s3 {
+        Some(s3) if length > WHOLE_BYTES_MAX => in_parts(&source, s3.clone(), contents, &replace).await,
+        _ if length <= WHOLE_BYTES_MAX_ELSEWHERE => whole(&source, contents, &replace).await,
+        _ => {
+            let reason = "an object of this service is replaced as a whole, which is limited to 512 MiB; export the changes \
+                          (omnimap export), and upload the file with the service's own tool";
+            return Err(unusable(&source.location.name, reason));
+        }
+    };
+    let failed = match outcome {
+        Ok(tag) => return Ok(tag),
+        Err(failed) => failed,
+    };
+    // The answer may have been lost, and the request made again.
+    if let Ok(Some(meta)) = marked(&source, &replace.mark).await {
+        return Ok(meta.e_tag);
+    }
+    Err(match failed {
+        Failure::Store(error) => error,
+        Failure::Service(error) => match failure::kind(&error) {
+            Kind::OtherVersion | Kind::NotFound => {
+                StoreError::Changed { how: "the service has another version of it by now".to_owned() }
+            }
+            _ => failure::at_reading(&error, &source.location, length),
+        },
+    })
+}
+
+/// The object as it is, if it has the mark of a sync.
+pub(crate) async fn marked(source: &Source, mark: &str) -> Result<Option<ObjectMeta>, object_store::Error> {
+    let options = GetOptions::new().with_head(true);
+    let answer = source.client.get_opts(&source.location.path, options).await?;
+    let found = answer.attributes.get(&Attribute::Metadata(MARK.into()));
+    Ok(found.is_some_and(|found| found.as_ref() == mark).then_some(answer.meta))
+}
+
+enum Failure {
+    Service(object_store::Error),
+    Store(StoreError),
+}
+
+impl From<object_store::Error> for Failure {
+    fn from(error: object_store::Error) -> Failure {
+        Failure::Service(error)
+    }
+}
+
+/// Reads without holding up the threads that talk to servers.
+async fn read(contents: &Arc<dyn Contents>, range: Range<u64>) -> Result<Vec<u8>, Failure> {
+    let contents = contents.clone();
+    let read = spawn_blocking(move || contents.read(range)).await;
+    let panicked = |_| StoreError::Panicked { message: "while what is uploaded was read".to_owned() };
+    read.map_err(panicked).and_then(|outcome| outcome).map_err(Failure::Store)
+}
+
+fn attributes(mark: &str) -> Attributes {
+    Attributes::from_iter([(Attribute::Metadata(MARK.into()), mark.to_owned())])
+}
+
+async fn whole(
+    source: &Source,
+    contents: Arc<dyn Contents>,
+    replace: &Replace,
+) -> Result<Option<String>, Failure> {
+    let bytes = read(&contents, 0..contents.len()).await?;
+    let version = UpdateVersion { e_tag: Some(replace.tag.clone()), version: None };
+    let options = PutOptions {
+        mode: PutMode::Update(version),
+        attributes: attributes(&replace.mark),
+        ..PutOptions::default()
+    };
+    let put = source.client.put_opts(&source.location.path, PutPayload::from(bytes), options).await?;
+    Ok(put.e_tag)
+}
+
+async fn in_parts(
+    source: &Source,
+    s3: Arc<S3>,
+    contents: Arc<dyn Contents>,
+    replace: &Replace,
+) -> Result<Option<String>, Failure> {
+    let path = &source.location.path;
+    let length = contents.len();
+    let part_bytes = PART_BYTES_MIN.max(length.div_ceil(PARTS_MAX).next_multiple_of(1 << 20));
+    let options = PutMultipartOptions { attributes: attributes(&replace.mark), ..Default::default() };
+    let id = s3.client.create_multipart_opts(path, options).await?;
+    let work = async {
+        let parts = (0..length.div_ceil(part_bytes)).map(|number| {
+            let range = number * part_bytes..((number + 1) * part_bytes).min(length);
+            part(source, &s3, &contents, replace, &id, number as usize, range)
+        });
+        let parts: Vec<PartId> = stream::iter(parts).buffered(PARTS_TOGETHER).try_collect().await?;
+        s3.conditions.set(&id, &replace.tag);
+        let completed = s3.client.complete_multipart(path, &id, parts).await;
+        s3.conditions.forget(&id);
+        Ok(completed?.e_tag)
+    };
+    let outcome = work.await;
+    if outcome.is_err() {
+        // Parts that stay cost their owner money.
+        if let Err(error) = s3.client.abort_multipart(path, &id).await {
+            tracing::warn!(object = %source.location.name, upload = id, %error, "parts of an upload stay");
+        }
+    }
+    outcome
+}
+
+async fn part(
+    source: &Source,
+    s3: &S3,
+    contents: &Arc<dyn Contents>,
+    replace: &Replace,
+    id: &str,
+    number: usize,
+    range: Range<u64>,
+) -> Result<PartId, Failure> {
+    let path = &source.location.path;
+    if contents.is_unchanged(range.clone()) {
+        let from = CopySource { bucket: &s3.bucket, tag: &replace.tag, range: range.clone() };
+        match copy_part(&s3.client, &s3.http, path, id, number, from).await {
+            Ok(part) => return Ok(part),
+            // Not all services copy: then the bytes go over here.
+            Err(error) => tracing::debug!(object = %source.location.name, number, %error, "part not copied"),
+        }
+    }
+    let bytes = read(contents, range).await?;
+    Ok(s3.client.put_part(path, &id.to_owned(), number, PutPayload::from(bytes)).await?)
+}
