@@ -393,6 +393,12 @@ impl Inner {
         (bytes / self.page.bytes()).min(self.budget.pages() / FILL_BUDGET_SHARE).max(1)
     }
 
+    /// What a stream through an object begins with, in pages.
+    pub(crate) fn window_pages_min(&self, object: &MemoryObject) -> u64 {
+        let is_far = self.transfer(object).preferred_bytes.get() as u64 > FILL_BYTES_MAX;
+        if is_far { FILL_BYTES_MAX / self.page.bytes() } else { 1 }
+    }
+
     /// How the store's transfers are best made.
     pub(crate) fn transfer(&self, object: &MemoryObject) -> Transfer {
         catch(|| object.store.transfer()).unwrap_or_default()

@@ -286,6 +286,7 @@ impl MappedView {
             object: self.object.cache.page.pages_of(self.offset..self.offset + self.len()),
             chunk: self.object.cache.chunk_pages(&self.object, page),
             window_pages_max: self.reader.window_pages_max,
+            window_pages_min: self.object.cache.window_pages_min(&self.object),
         }
     }
 

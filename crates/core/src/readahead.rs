@@ -25,6 +25,8 @@ pub enum Pattern {
 const STREAMS_MAX: usize = 32;
 /// The most that a reader waits for in a stream, when less would do.
 const WAITED_PAGES_MAX: u64 = 32;
+/// A window is filled up in so many steps.
+const WINDOW_STEPS: u64 = 8;
 /// From this window on, pages are fetched ahead.
 const AHEAD_PAGES_MIN: u64 = 16;
 
@@ -111,6 +113,8 @@ pub struct Bounds {
     pub chunk: PageRange,
     /// The most to be fetched ahead of a reader, in pages.
     pub window_pages_max: u64,
+    /// What a stream begins with: more of what takes long to come.
+    pub window_pages_min: u64,
 }
 
 impl Streams {
@@ -172,10 +176,12 @@ impl Streams {
         if in_time {
             // Planned, but not there: late, or it was dropped for want of room.
             let end = stream.planned.min(page.0 + WAITED_PAGES_MAX).max(bounds.chunk.end.0);
-            return Plan { now: PageRange::new(bounds.chunk.start.0, end).intersect(bounds.object), ..alone };
+            let now = PageRange::new(bounds.chunk.start.0, end).intersect(bounds.object);
+            return Plan { now, ahead: stream.fill_up(page, bounds).into() };
         }
-        let grown = if stream.window < 4 * WAITED_PAGES_MAX { stream.window * 4 } else { stream.window * 2 };
-        stream.window = grown.min(bounds.window_pages_max).max(1);
+        let grows_fast = stream.window < 4 * WAITED_PAGES_MAX.max(bounds.window_pages_min);
+        let grown = if grows_fast { stream.window * 4 } else { stream.window * 2 };
+        stream.window = grown.max(bounds.window_pages_min).min(bounds.window_pages_max).max(1);
         stream.go_on(page, bounds)
     }
 
@@ -221,6 +227,20 @@ impl Streams {
 }
 
 impl Stream {
+    /// What is missing of a whole window before a reader that waits: from far away, where many transfers share a line, they
+    /// all arrive at about the same time, and the reader goes through them without a fault. Whole eighths only, so that
+    /// transfers do not become small.
+    fn fill_up(&mut self, page: PageIndex, bounds: &Bounds) -> PageRange {
+        let step = self.window / WINDOW_STEPS;
+        if self.window < AHEAD_PAGES_MIN || step == 0 {
+            return PageRange::new(page.0, 0);
+        }
+        let ahead =
+            PageRange::new(self.planned, (page.0 + self.window) / step * step).intersect(bounds.object);
+        self.planned = self.planned.max(ahead.end.0);
+        ahead
+    }
+
     /// Plans a window from `page` on.
     fn go_on(&mut self, page: PageIndex, bounds: &Bounds) -> Plan {
         let waited = self.window.min(WAITED_PAGES_MAX);
@@ -241,7 +261,12 @@ mod tests {
     use super::*;
 
     fn bounds(page: u64, window_pages_max: u64) -> Bounds {
-        Bounds { object: PageRange::new(0, 1 << 20), chunk: PageRange::new(page, page + 1), window_pages_max }
+        Bounds {
+            object: PageRange::new(0, 1 << 20),
+            chunk: PageRange::new(page, page + 1),
+            window_pages_max,
+            window_pages_min: 1,
+        }
     }
 
     /// Reads the pages in order; gives the pages that were waited for alone, and all that were fetched.

@@ -134,6 +134,7 @@ mod tests {
                 object: PageRange::new(0, PAGES),
                 chunk: PageRange::new(page, page + 1),
                 window_pages_max: 2048,
+                window_pages_min: 1,
             };
             let plan = streams.on_fault(PageIndex(page), &bounds);
             assert!(plan.now.contains(PageIndex(page)), "{plan:?} {page}");
@@ -201,7 +202,12 @@ mod tests {
         streams.expect(PageRange::new(0, PAGES), Pattern::Random);
         for page in (0..500).map(|i| 9_000 - i * 4) {
             let chunk = PageRange::new(page, page + 1);
-            let bounds = Bounds { object: PageRange::new(0, PAGES), chunk, window_pages_max: 2048 };
+            let bounds = Bounds {
+                object: PageRange::new(0, PAGES),
+                chunk,
+                window_pages_max: 2048,
+                window_pages_min: 1,
+            };
             let plan = streams.on_fault(PageIndex(page), &bounds);
             assert!(plan.now == chunk && plan.ahead.is_empty(), "{plan:?}");
         }
@@ -213,7 +219,12 @@ mod tests {
         let mut plan = None;
         for page in [100u64, 105, 110] {
             let chunk = PageRange::new(page, page + 1);
-            let bounds = Bounds { object: PageRange::new(0, PAGES), chunk, window_pages_max: 2048 };
+            let bounds = Bounds {
+                object: PageRange::new(0, PAGES),
+                chunk,
+                window_pages_max: 2048,
+                window_pages_min: 1,
+            };
             plan = Some((streams.on_fault(PageIndex(page), &bounds), bounds));
         }
         let (plan, bounds) = plan.unwrap();

@@ -321,6 +321,7 @@ fn resolve(inner: &Arc<Inner>, fault: Fault, since: Instant, by: By) -> Served {
         object: located.view_pages.intersect(object.all_pages()),
         chunk: inner.chunk_pages(object, located.page),
         window_pages_max: located.reader.window_pages_max,
+        window_pages_min: inner.window_pages_min(object),
     };
     let plan = lock(&located.reader.streams).on_fault(located.page, &bounds);
     let waiter = Waiter::Raw { address: located.address, page: located.page, since };
