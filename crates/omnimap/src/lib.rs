@@ -65,6 +65,8 @@ pub use omnimap_posix as posix;
 pub use omnimap_store as store;
 pub use omnimap_store::{BackingStore, Format, StoreError};
 #[cfg(feature = "remote")]
+pub use omnimap_store_object as remote;
+#[cfg(feature = "remote")]
 pub use omnimap_store_object::{KeptChanges, RemoteCounts, RemoteOptions, RemoteStore, WorkingCopy};
 pub use options::MapOptions;
 pub use place::Reservation;

@@ -231,7 +231,7 @@ mod tests {
         blocks.cut(20);
         assert_eq!(blocks.iter().collect::<Vec<_>>(), [0..1, 9..20]);
         blocks.cut(5);
-        assert_eq!(blocks.iter().collect::<Vec<_>>(), [0..1]);
+        assert_eq!(blocks.split(0..2), [(0..1, true), (1..2, false)]);
     }
 
     #[test]

@@ -116,10 +116,10 @@ fn settings(location: &Location, options: &RemoteOptions) -> Settings {
         settings.retain(|(_, name, _)| !["aws_secret_access_key", "aws_session_token"].contains(&&name[..]));
     }
     for (name, value) in env::vars_os().filter(|_| !prefix.is_empty()) {
-        if let (Some(name), Some(value)) = (name.to_str(), value.to_str()) {
-            if name.starts_with(prefix) {
-                settings.push((From::Environment, name.to_ascii_lowercase(), value.to_owned()));
-            }
+        if let (Some(name), Some(value)) = (name.to_str(), value.to_str())
+            && name.starts_with(prefix)
+        {
+            settings.push((From::Environment, name.to_ascii_lowercase(), value.to_owned()));
         }
     }
     settings.extend(options.settings.iter().map(|(n, v)| (From::User, n.clone(), v.clone())));

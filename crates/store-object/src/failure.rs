@@ -111,6 +111,19 @@ pub(crate) fn at_reading(error: &Error, location: &Location, length: u64) -> Sto
     }
 }
 
+/// Of an upload of `length` bytes.
+pub(crate) fn at_writing(error: &Error, location: &Location, length: u64) -> StoreError {
+    match kind(error) {
+        // Of the bucket, or of a directory of a web server.
+        Kind::NotFound | Kind::NoRanges | Kind::NoSuchRange => StoreError::Io {
+            action: "upload",
+            length,
+            source: io::Error::new(io::ErrorKind::NotFound, brief(error)),
+        },
+        _ => at_reading(error, location, length),
+    }
+}
+
 pub(crate) fn no_ranges(location: &Location) -> StoreError {
     let reason = "its server gives objects only as a whole, no ranges of bytes (RFC 9110, 14); download it, and map the file";
     unusable(&location.name, reason)

@@ -10,6 +10,7 @@
 mod changes;
 mod conditional;
 mod connect;
+mod create;
 mod failure;
 mod fetch;
 mod location;
@@ -22,6 +23,7 @@ mod upload;
 mod version;
 mod working_copy;
 
+pub use create::put;
 pub use location::local_path;
 pub use options::RemoteOptions;
 pub use remote::{RemoteCounts, RemoteStore};

@@ -141,7 +141,7 @@ impl RemoteStore {
     }
 
     /// Copies what came with the opening, if that is all of the range.
-    fn from_head(&self, range: &Range<u64>, into: &mut [u8]) -> bool {
+    fn copy_of_head(&self, range: &Range<u64>, into: &mut [u8]) -> bool {
         let Some(bytes) = self.head.get(range.start as usize..range.end as usize) else { return false };
         into[..bytes.len()].copy_from_slice(bytes);
         true
@@ -213,7 +213,7 @@ impl BackingStore for RemoteStore {
     fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<usize> {
         let range = self.inside(offset, into.len());
         let count = (range.end - range.start) as usize;
-        if count == 0 || self.from_head(&range, into) {
+        if count == 0 || self.copy_of_head(&range, into) {
             return Ok(count);
         }
         let bytes = self.network.wait(self.source.clone().fetch(self.pinned.clone(), range))?;
@@ -225,7 +225,7 @@ impl BackingStore for RemoteStore {
         let mut wanted: Vec<Range<u64>> = Vec::with_capacity(reads.len());
         for (number, read) in reads.iter_mut().enumerate() {
             let range = self.inside(read.offset, read.into.len());
-            if range.is_empty() || self.from_head(&range, read.into) {
+            if range.is_empty() || self.copy_of_head(&range, read.into) {
                 came(number, Ok((range.end - range.start) as usize));
                 wanted.push(0..0);
             } else {

@@ -23,10 +23,10 @@ const PART_BYTES_MIN: u64 = 8 << 20;
 /// Fewer than the 10,000 that there may be.
 const PARTS_MAX: u64 = 9_000;
 /// What is uploaded in one piece where there is a choice.
-const WHOLE_BYTES_MAX: u64 = 16 << 20;
+pub(crate) const WHOLE_BYTES_MAX: u64 = 16 << 20;
 /// And where there is none: it must be in memory.
 const WHOLE_BYTES_MAX_ELSEWHERE: u64 = 512 << 20;
-const PARTS_TOGETHER: usize = 8;
+pub(crate) const PARTS_TOGETHER: usize = 8;
 /// How a new version tells which sync made it.
 const MARK: &str = "omnimap-sync";
 
@@ -79,7 +79,7 @@ pub(crate) async fn upload(
             Kind::OtherVersion | Kind::NotFound => {
                 StoreError::Changed { how: "the service has another version of it by now".to_owned() }
             }
-            _ => failure::at_reading(&error, &source.location, length),
+            _ => failure::at_writing(&error, &source.location, length),
         },
     })
 }
@@ -131,6 +131,11 @@ async fn whole(
     Ok(put.e_tag)
 }
 
+/// How long the parts of an upload are, the last one aside.
+pub(crate) fn part_bytes_of(length: u64) -> u64 {
+    PART_BYTES_MIN.max(length.div_ceil(PARTS_MAX).next_multiple_of(1 << 20))
+}
+
 async fn in_parts(
     source: &Source,
     s3: Arc<S3>,
@@ -139,7 +144,7 @@ async fn in_parts(
 ) -> Result<Option<String>, Failure> {
     let path = &source.location.path;
     let length = contents.len();
-    let part_bytes = PART_BYTES_MIN.max(length.div_ceil(PARTS_MAX).next_multiple_of(1 << 20));
+    let part_bytes = part_bytes_of(length);
     let options = PutMultipartOptions { attributes: attributes(&replace.mark), ..Default::default() };
     let id = s3.client.create_multipart_opts(path, options).await?;
     let work = async {

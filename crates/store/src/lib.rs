@@ -37,6 +37,6 @@ pub use memory::MemoryStore;
 pub use open::{Format, open, unpack};
 pub use private::PrivateStore;
 pub use swap::store::{SwapCounts, SwapOptions, SwapStore};
-pub use tier::{DiskTier, Tiered};
+pub use tier::DiskTier;
 pub use zstd::pack::{PackOptions, Packed, pack};
 pub use zstd::store::ZstdStore;

@@ -112,7 +112,8 @@ fn only_what_is_missing_is_fetched_in_whole_pages() {
 
 #[test]
 fn what_is_damaged_or_foreign_is_a_miss() {
-    let damages: [(&str, fn(&Path, &mut Prng)); 6] = [
+    type Damage = fn(&Path, &mut Prng);
+    let damages: [(&str, Damage); 6] = [
         ("a byte is another", |path, random| {
             let mut bytes = fs::read(path).unwrap();
             for _ in 0..20 {

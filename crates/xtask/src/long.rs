@@ -6,13 +6,15 @@ use std::process::Command;
 use anyhow::{Result, ensure};
 
 /// Package, test binary and test; each takes minutes at the most.
-const TESTS: [(&str, &str, &str); 6] = [
+const TESTS: [(&str, &str, &str); 8] = [
     ("omnimap", "kill", "y05_"),
     ("omnimap", "write", "m02_no_increment"),
     ("omnimap", "alloc", "a1_an_array_is_larger"),
     ("omnimap", "fuzz", ""),
     ("omnimap", "syscall", "fork_programs"),
     ("omnimap-store", "power_cut", ""),
+    ("omnimap-store", "tier", "kills_"),
+    ("omnimap", "remote", "writing::kills_"),
 ];
 
 pub(crate) fn run(root: &Path) -> Result<()> {

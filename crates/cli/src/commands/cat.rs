@@ -9,7 +9,7 @@ use omnimap::{Advice, BackingStore};
 use super::Source;
 use crate::size;
 
-/// Write a file's bytes, unpacked, to standard output.
+/// Write the bytes of a file, or of an object, unpacked, to standard output.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     #[command(flatten)]
@@ -27,9 +27,9 @@ const COPY_BYTES: usize = 256 << 10;
 
 impl Arguments {
     pub(crate) fn run(self) -> Result<ExitCode> {
-        let mut options = self.source.options();
+        let mut options = self.source.options()?;
         options.advice(Advice::Sequential).offset(self.offset);
-        let store = omnimap::store::open(&self.source.source, self.source.format)?;
+        let store = options.open_store(&self.source.source)?;
         let Some(left) = store.len().checked_sub(self.offset) else {
             bail!("{}: offset {} is beyond its {} bytes", store.name(), self.offset, store.len());
         };

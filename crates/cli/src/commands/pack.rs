@@ -9,13 +9,14 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use omnimap::store::{PackOptions, Packed, pack};
+use omnimap::{Advice, Format, MapOptions, Mapping};
 
 use crate::{progress, size};
 
 /// Compress a file so that any part of it can be mapped (seekable zstd; `zstd -d` unpacks it).
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// The file to pack; - for standard input.
+    /// The file to pack, or the URL of an object; - for standard input.
     input: PathBuf,
     /// The file to write; - for standard output.
     output: PathBuf,
@@ -33,6 +34,21 @@ pub(crate) struct Arguments {
     force: bool,
 }
 
+/// A mapping as a file that is read from its beginning.
+struct Reader {
+    mapping: Mapping,
+    at: u64,
+}
+
+impl Read for Reader {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let count = into.len().min((self.mapping.len() as u64 - self.at) as usize);
+        self.mapping.read_at(self.at, &mut into[..count]).map_err(io::Error::other)?;
+        self.at += count as u64;
+        Ok(count)
+    }
+}
+
 impl Arguments {
     pub(crate) fn run(self) -> Result<ExitCode> {
         let defaults = PackOptions::default();
@@ -43,6 +59,11 @@ impl Arguments {
             PackOptions { chunk_bytes, level: self.level, threads: self.threads.unwrap_or(defaults.threads) };
         let (input, length): (Box<dyn Read>, _) = if is_dash(&self.input) {
             (Box::new(io::stdin().lock()), None)
+        } else if self.input.to_str().is_some_and(|text| text.contains("://")) {
+            let mapping =
+                MapOptions::new().advice(Advice::Sequential).format(Format::Plain).open(&self.input)?;
+            let length = mapping.len() as u64;
+            (Box::new(Reader { mapping, at: 0 }), Some(length))
         } else {
             let file = File::open(&self.input).with_context(|| self.input.display().to_string())?;
             let length = file.metadata().ok().filter(std::fs::Metadata::is_file).map(|m| m.len());

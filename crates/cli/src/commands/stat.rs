@@ -6,16 +6,17 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Result;
-use omnimap::store::{FileStore, Version, ZstdStore};
-use omnimap::{BackingStore, Format};
+use omnimap::store::{FileStore, ZstdStore};
+use omnimap::{BackingStore, Format, RemoteOptions, RemoteStore};
 use serde_json::json;
 
+use super::Tier;
 use crate::size;
 
-/// Say what a file is, as an object to be mapped.
+/// Say what a file, or an object that a URL names, is as an object to be mapped.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// The file.
+    /// The file, or the URL of an object.
     source: PathBuf,
     /// Print JSON.
     #[arg(long)]
@@ -23,6 +24,8 @@ pub(crate) struct Arguments {
     /// What the file's bytes mean: auto, plain, or zstd.
     #[arg(long, default_value = "auto")]
     format: Format,
+    #[command(flatten)]
+    tier: Tier,
 }
 
 /// What is told.
@@ -32,8 +35,11 @@ struct Facts {
     file_bytes: u64,
     chunks: Option<usize>,
     chunk_bytes: u64,
-    direct: bool,
-    version: Option<Version>,
+    /// Of a file: whether reads go past the kernel's cache.
+    direct: Option<bool>,
+    version: Option<String>,
+    /// Of an object: bytes of it that are in the disk tier, if there is one.
+    kept_bytes: Option<u64>,
 }
 
 impl Arguments {
@@ -50,7 +56,8 @@ impl Arguments {
                 "chunk_bytes": facts.chunk_bytes,
                 "page_bytes": omnimap::machine::page_bytes(),
                 "direct_io": facts.direct,
-                "version": facts.version.map(|v| v.to_string()),
+                "version": facts.version,
+                "kept_bytes": facts.kept_bytes,
             });
             writeln!(output, "{value:#}")?;
             return Ok(ExitCode::SUCCESS);
@@ -65,37 +72,60 @@ impl Arguments {
             line("packed", format!("{}, {part:.1} %", sized(facts.file_bytes)))?;
             line("chunks", format!("{chunks}, the first of {}", size::show(facts.chunk_bytes)))?;
         }
-        line("reads", if facts.direct { "direct".into() } else { "through the kernel's cache".into() })?;
-        line("version", facts.version.map_or("not pinned".into(), |v| v.to_string()))?;
+        line(
+            "reads",
+            match facts.direct {
+                Some(true) => "direct".into(),
+                Some(false) => "through the kernel's cache".into(),
+                None => "requests for ranges".into(),
+            },
+        )?;
+        if let Some(kept) = facts.kept_bytes {
+            let part = 100.0 * kept as f64 / facts.file_bytes.max(1) as f64;
+            line("kept", format!("{}, {part:.1} %", sized(kept)))?;
+        }
+        line("version", facts.version.unwrap_or_else(|| "not pinned".into()))?;
         Ok(ExitCode::SUCCESS)
     }
 
     fn look(&self) -> Result<Facts> {
-        let file = Arc::new(FileStore::open(&self.source)?);
-        let packed = self.format.detect(&*file)? == Format::Zstd;
-        let (direct, file_bytes, version) = (file.is_direct(), file.len(), file.version());
-        if !packed {
-            let chunk_bytes = 1.min(file_bytes);
-            return Ok(Facts {
-                format: "plain",
-                bytes: file_bytes,
-                file_bytes,
-                chunks: None,
-                chunk_bytes,
-                direct,
-                version,
-            });
+        let text = self.source.to_str().filter(|text| text.contains("://"));
+        let local = text.map(omnimap::remote::local_path).transpose()?.flatten();
+        let (object, direct, version): (Arc<dyn BackingStore>, _, _) = match (text, local) {
+            (Some(url), None) => {
+                let object = RemoteStore::open(url, &RemoteOptions::new())?;
+                let version = Some(object.server_version());
+                (Arc::new(object), None, version)
+            }
+            (_, local) => {
+                let file = FileStore::open(local.as_ref().unwrap_or(&self.source))?;
+                let (direct, version) = (file.is_direct(), file.version().map(|v| v.to_string()));
+                (Arc::new(file), Some(direct), version)
+            }
+        };
+        let tier = if direct.is_none() { self.tier.open()? } else { None };
+        let file_bytes = object.len();
+        let facts = Facts {
+            format: "plain",
+            bytes: file_bytes,
+            file_bytes,
+            chunks: None,
+            chunk_bytes: 1.min(file_bytes),
+            direct,
+            version,
+            kept_bytes: tier.map(|tier| tier.bytes_kept(&object)),
+        };
+        if self.format.detect(&*object)? != Format::Zstd {
+            return Ok(facts);
         }
-        let store = ZstdStore::open(file)?;
+        let store = ZstdStore::open(object)?;
         let first = store.chunk_at(0);
         Ok(Facts {
             format: "zstd, seekable",
             bytes: store.len(),
-            file_bytes,
             chunks: Some(store.frame_count()),
             chunk_bytes: if store.is_empty() { 0 } else { first.end - first.start },
-            direct,
-            version,
+            ..facts
         })
     }
 }

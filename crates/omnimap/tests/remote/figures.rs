@@ -1,5 +1,7 @@
 //! What `cargo xtask bench remote` shows: an object behind a link of 30 ms and 100 MB/s.
 
+#![expect(clippy::print_stdout, reason = "figures are for people")]
+
 use std::ops::Range;
 use std::time::{Duration, Instant};
 

@@ -163,7 +163,7 @@ fn private_mappings_of_an_object_keep_what_is_stored_to_themselves() {
 fn an_object_that_cannot_be_opened_says_why() {
     within(LIMIT, || {
         let s3 = S3::start();
-        let refusal = |map: &mut MapOptions, url: &str| map.open(url).err().expect("refused").to_string();
+        let refusal = |map: &mut MapOptions, url: &str| map.open(url).expect_err("refused").to_string();
         let mut map = MapOptions::new();
         map.remote(s3.options());
         assert!(refusal(&mut map, &url("nothing")).contains("no such object"));

@@ -100,7 +100,7 @@ fn a_conflict_loses_nothing_on_either_side() {
                 std::os::unix::fs::FileExt::read_exact_at(&data, &mut byte, at).unwrap();
                 assert_eq!(byte, [value]);
             }
-            let told = map.open_mut(url("object")).err().expect("in conflict still").to_string();
+            let told = map.open_mut(url("object")).expect_err("in conflict still").to_string();
             assert!(told.contains("omnimap export"), "{told}");
             WorkingCopy::discard(&url("object"), directory).unwrap();
             assert!(map.open_mut(url("object")).unwrap()[..] == others);
@@ -128,7 +128,7 @@ fn an_object_is_made_longer_and_shorter() {
 fn only_one_process_or_mapping_stores_to_an_object_at_a_time() {
     with_object(MIB, |_, map, _| {
         let first = map.open_mut(url("object")).unwrap();
-        let told = map.open_mut(url("object")).err().expect("refused").to_string();
+        let told = map.open_mut(url("object")).expect_err("refused").to_string();
         assert!(told.contains("only one"), "{told}");
         drop(first);
         map.open_mut(url("object")).unwrap();

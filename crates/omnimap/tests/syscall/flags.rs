@@ -103,7 +103,7 @@ fn has_execute_only() -> bool {
     let start = unsafe {
         libc::mmap(
             std::ptr::null_mut(),
-            page() as usize,
+            page(),
             libc::PROT_EXEC,
             libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
             -1,
@@ -113,7 +113,7 @@ fn has_execute_only() -> bool {
     assert_ne!(start, libc::MAP_FAILED);
     let signal = load_signal(start as usize);
     // SAFETY: made above.
-    assert_eq!(unsafe { libc::munmap(start, page() as usize) }, 0);
+    assert_eq!(unsafe { libc::munmap(start, page()) }, 0);
     signal.is_some()
 }
 

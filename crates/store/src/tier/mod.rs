@@ -23,7 +23,7 @@ use std::time::SystemTime;
 
 use rustix::fs::{FlockOperation, flock};
 
-pub use self::store::Tiered;
+use self::store::Tiered;
 use crate::{BackingStore, Result, StoreError};
 
 /// The least that a tier can have: a few spans.
@@ -92,6 +92,12 @@ impl DiskTier {
             Some(version) => Arc::new(Tiered::new(self.clone(), store, &version)),
             None => store,
         }
+    }
+
+    /// Bytes of a store's object that are in the tier, in whole pages of 4 KiB.
+    pub fn bytes_kept(self: &Arc<Self>, store: &Arc<dyn BackingStore>) -> u64 {
+        let version = store.version();
+        version.map_or(0, |version| Tiered::new(self.clone(), store.clone(), &version).bytes_kept())
     }
 
     /// Bytes that are taken, or counted as such.

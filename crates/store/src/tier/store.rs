@@ -3,7 +3,6 @@
 use std::fs;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -12,12 +11,11 @@ use super::{DiskTier, span_path};
 use crate::{BackingStore, ReadAt, Result, StoreError, Transfer, Version};
 
 /// A store whose bytes are kept in a [`DiskTier`]. Read-only.
-pub struct Tiered {
+pub(super) struct Tiered {
     tier: Arc<DiskTier>,
     inner: Arc<dyn BackingStore>,
     length: u64,
     key: u128,
-    bytes_found: AtomicU64,
 }
 
 /// One read on its way.
@@ -32,16 +30,11 @@ impl Tiered {
     pub(super) fn new(tier: Arc<DiskTier>, inner: Arc<dyn BackingStore>, version: &Version) -> Tiered {
         let key = xxh3_128(format!("{}\0{version}", inner.name()).as_bytes());
         let length = inner.len();
-        Tiered { tier, inner, length, key, bytes_found: AtomicU64::new(0) }
-    }
-
-    /// Bytes that were found in the tier, in whole pages.
-    pub fn bytes_found(&self) -> u64 {
-        self.bytes_found.load(Ordering::Relaxed)
+        Tiered { tier, inner, length, key }
     }
 
     /// Bytes of the object that the tier has entries of, in whole pages.
-    pub fn bytes_kept(&self) -> u64 {
+    pub(super) fn bytes_kept(&self) -> u64 {
         let spans = 0..self.length.div_ceil(SPAN_BYTES);
         let of_span = |number| match self.span(number) {
             Some(span) => (0..SPAN_PAGES).filter(|page| span.has(*page)).count() as u64 * PAGE_BYTES,
@@ -59,28 +52,20 @@ impl Tiered {
         let end = offset.saturating_add(into.len() as u64).min(self.length);
         let start = offset.min(end);
         let mut missing: Option<Range<u64>> = None;
-        let mut found = 0;
         let mut open: Option<(u64, Option<Span>)> = None;
         let mut bytes = [0; PAGE_BYTES as usize];
         for page in start / PAGE_BYTES..end.div_ceil(PAGE_BYTES) {
             let number = page / SPAN_PAGES;
             if open.as_ref().is_none_or(|(n, _)| *n != number) {
-                open = Some((number, self.span(number)));
+                open = Some((number, self.span(number).inspect(Span::note_use)));
             }
             let span = open.as_ref().and_then(|(_, span)| span.as_ref());
             if span.is_some_and(|span| span.get(page % SPAN_PAGES, &mut bytes)) {
                 copy_part(page * PAGE_BYTES, &bytes, start..end, into);
-                found += PAGE_BYTES;
             } else {
                 let first = missing.map_or(page, |range| range.start);
                 missing = Some(first..page + 1);
             }
-        }
-        if found > 0 {
-            if let Some((_, Some(span))) = &open {
-                span.note_use();
-            }
-            self.bytes_found.fetch_add(found, Ordering::Relaxed);
         }
         Wanted { missing: missing.unwrap_or(0..0), count: (end - start) as usize }
     }

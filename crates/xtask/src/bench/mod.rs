@@ -5,6 +5,7 @@ mod cat;
 mod clock_pool;
 mod faults;
 mod memory_cgroup;
+mod remote;
 mod report;
 mod sequential;
 mod sparse;
@@ -63,6 +64,8 @@ enum What {
     Atomic,
     /// Mapping and unmapping a view of an open object, with up to 30,000 others, and opening an object.
     Views,
+    /// An object of an S3 server behind 30 ms and 100 MB/s, against a parallel downloader. Takes 4 minutes.
+    Remote,
     /// All workloads on Omnimap, the kernel's mapping and a buffer pool; writes docs/benchmarks.md. Takes 20 minutes.
     Report,
 }
@@ -84,6 +87,9 @@ impl Arguments {
         }
         if wanted(What::Cat) {
             cat::run(self)?;
+        }
+        if wanted(What::Remote) {
+            remote::run(root)?;
         }
         if wanted(What::Atomic) {
             atomic::run(self)?;

@@ -1,0 +1,143 @@
+//! `omnimap cp`
+//!
+//! A download goes to a file beside its destination, which is given its name when all is there. How far it is durable stands in a
+//! second file, with the version of the source, so that the next try goes on from there:
+//!
+//! ```text
+//! .NAME.omnimap-part      the bytes
+//! .NAME.omnimap-part.of   the source's name, version and length, and how many bytes are durable
+//! ```
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use omnimap::{Advice, BackingStore, Format, MapOptions, RemoteOptions, remote};
+
+use super::Tier;
+use crate::{progress, size};
+
+/// Copy a file, or an object that a URL names, to a file or an object.
+///
+/// A copy to a file that was interrupted goes on where it was when the same command is given again.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// The file or the URL to copy.
+    source: PathBuf,
+    /// The file, the directory or the URL to copy to; what is there is replaced when all of the copy is.
+    destination: PathBuf,
+    /// The most memory that the bytes take on their way, as 64MiB.
+    #[arg(long, value_name = "SIZE", value_parser = size::parse, default_value = "64MiB")]
+    budget: u64,
+    /// What the source's bytes mean: plain copies them as they are, zstd unpacks them, auto finds out.
+    #[arg(long, default_value = "plain")]
+    format: Format,
+    #[command(flatten)]
+    tier: Tier,
+}
+
+/// Bytes copied at a time.
+const COPY_BYTES: usize = 1 << 20;
+/// Bytes after which what was copied is made durable, and noted.
+const NOTED_BYTES: u64 = 64 << 20;
+
+impl Arguments {
+    pub(crate) fn run(self) -> Result<ExitCode> {
+        let mut options = MapOptions::new();
+        options.budget(self.budget).format(self.format).advice(Advice::Sequential);
+        self.tier.apply(&mut options)?;
+        let store = options.open_store(&self.source)?;
+        let name = file_name(&self.source);
+        let text = self.destination.to_str().unwrap_or_default();
+        match remote::local_path(text)? {
+            Some(path) => download(&options, store, &in_directory(path, name)?)?,
+            None if text.contains("://") => {
+                let url = if text.ends_with('/') {
+                    format!("{text}{}", name.context("the source has no name: say that of the object")?)
+                } else {
+                    text.to_owned()
+                };
+                upload(store, &url)?;
+            }
+            None => download(&options, store, &in_directory(self.destination.clone(), name)?)?,
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// The last part of a path or a URL.
+fn file_name(source: &Path) -> Option<String> {
+    let text = source.to_str()?.split(['?', '#']).next()?;
+    text.rsplit('/').next().filter(|name| !name.is_empty()).map(str::to_owned)
+}
+
+fn in_directory(path: PathBuf, name: Option<String>) -> Result<PathBuf> {
+    if !path.is_dir() {
+        return Ok(path);
+    }
+    let name = name.with_context(|| format!("{} is a directory: say the file's name", path.display()))?;
+    Ok(path.join(name))
+}
+
+fn upload(store: Arc<dyn BackingStore>, url: &str) -> Result<()> {
+    let bar = progress::bytes("copying", Some(store.len()));
+    let told = bar.clone();
+    remote::put(url, &RemoteOptions::new(), store, move |bytes| told.set_position(bytes))?;
+    bar.finish_and_clear();
+    Ok(())
+}
+
+fn download(options: &MapOptions, store: Arc<dyn BackingStore>, destination: &Path) -> Result<()> {
+    if destination.exists() && !destination.is_file() {
+        bail!("{}: is no file; name a file or a directory", destination.display());
+    }
+    let name =
+        destination.file_name().with_context(|| format!("{}: names no file", destination.display()))?;
+    let part = destination.with_file_name(format!(".{}.omnimap-part", name.to_string_lossy()));
+    let note = destination.with_file_name(format!(".{}.omnimap-part.of", name.to_string_lossy()));
+    let length = store.len();
+    // Of a source that names no version, nobody knows whether it is the same.
+    let of = store.version().map(|version| format!("{}\n{version}\n{length}\n", store.name()));
+    let begun = || {
+        let text = fs::read_to_string(&note).ok()?;
+        text.strip_prefix(of.as_deref()?)?.trim().parse::<u64>().ok().filter(|done| *done <= length)
+    };
+    let mut done = begun().unwrap_or(0);
+    let context = || part.display().to_string();
+    let file = File::options().write(true).create(true).truncate(false).open(&part).with_context(context)?;
+    file.set_len(done).with_context(context)?;
+    let bar = progress::bytes("copying", Some(length));
+    let mapping = options.map_shared(store)?;
+    let mut buffer = vec![0; COPY_BYTES];
+    let mut noted = done;
+    while done < length {
+        let count = buffer.len().min((length - done) as usize);
+        mapping.read_at(done, &mut buffer[..count])?;
+        file.write_all_at(&buffer[..count], done).with_context(context)?;
+        done += count as u64;
+        bar.set_position(done);
+        if let Some(of) = of.as_ref().filter(|_| done - noted >= NOTED_BYTES) {
+            file.sync_data().with_context(context)?;
+            replace(&note, &format!("{of}{done}\n"))?;
+            noted = done;
+        }
+    }
+    file.sync_all().with_context(context)?;
+    fs::rename(&part, destination).with_context(|| destination.display().to_string())?;
+    let _ = fs::remove_file(&note);
+    bar.finish_and_clear();
+    Ok(())
+}
+
+/// A file that has the old text or the new one.
+fn replace(path: &Path, text: &str) -> Result<()> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut new = tempfile::NamedTempFile::new_in(directory).with_context(|| path.display().to_string())?;
+    new.write_all(text.as_bytes())?;
+    new.persist(path).with_context(|| path.display().to_string())?;
+    Ok(())
+}
