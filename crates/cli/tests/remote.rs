@@ -41,7 +41,10 @@ fn cat_and_stat_take_urls() {
     with_server(3 * MIB, |server, directory| {
         let url = &server.url();
         assert!(run(&["cat", url]).stdout == bytes(3 * MIB));
-        assert!(run(&["cat", url, "--offset", "1MiB", "--length", "10"]).stdout == bytes(3 * MIB)[1 << 20..][..10]);
+        assert!(
+            run(&["cat", url, "--offset", "1MiB", "--length", "10"]).stdout
+                == bytes(3 * MIB)[1 << 20..][..10]
+        );
         let tier = directory.join("tier");
         let tier = tier.to_str().unwrap();
         run(&["cat", url, "--disk-tier", tier]);
@@ -65,7 +68,11 @@ fn cp_copies_to_a_file_or_into_a_directory() {
         let url = &server.url();
         run(&["cp", url, directory.join("copy").to_str().unwrap()]);
         run(&["cp", url, directory.to_str().unwrap()]);
-        run(&["cp", &format!("file://{}", directory.join("copy").display()), directory.join("again").to_str().unwrap()]);
+        run(&[
+            "cp",
+            &format!("file://{}", directory.join("copy").display()),
+            directory.join("again").to_str().unwrap(),
+        ]);
         for name in ["copy", "object", "again"] {
             assert!(std::fs::read(directory.join(name)).unwrap() == bytes(5 * MIB + 3), "{name}");
         }
@@ -97,7 +104,8 @@ fn a_copy_that_was_killed_goes_on_and_one_of_another_version_begins_anew() {
         server.asked();
         assert!(start_copy(server, &destination).wait().unwrap().success());
         assert!(std::fs::read(&destination).unwrap() == bytes(160 * MIB));
-        let fetched: u64 = server.asked().iter().filter_map(|asked| asked.range.clone()).map(|r| r.end - r.start).sum();
+        let fetched: u64 =
+            server.asked().iter().filter_map(|asked| asked.range.clone()).map(|r| r.end - r.start).sum();
         assert!(fetched <= 110 * MIB, "{fetched} bytes, of which 64 MiB were there");
         std::fs::remove_file(&destination).unwrap();
         begin_and_kill();
@@ -121,7 +129,9 @@ fn what_goes_wrong_is_said_and_leaves_nothing() {
         assert!(told.contains("signature"), "{told}");
         assert!(refused(&["cat", "s3://bucket"]).contains("no object"));
         assert!(refused(&["patch", &server.url(), "0", "x"]).contains("S3, Google"));
-        assert!(refused(&["export", &server.url(), directory.join("x").to_str().unwrap()]).contains("no changes"));
+        assert!(
+            refused(&["export", &server.url(), directory.join("x").to_str().unwrap()]).contains("no changes")
+        );
         assert_eq!(std::fs::read_dir(directory).unwrap().count(), 0);
         assert!(omnimap().args(["diff", &server.url()]).status().unwrap().success(), "nothing was changed");
     });

@@ -438,7 +438,6 @@ impl MapOptions {
     fn writable_file(&self, path: &Path) -> Result<Arc<dyn BackingStore>> {
         let path = match self.open_to_write(path)? {
             ToWrite::File(path) => path,
-            #[cfg(feature = "remote")]
             ToWrite::Object(object) => {
                 refuse_packed(self.format, &*object)?;
                 return self.held_to_its_bytes(object);

@@ -165,7 +165,7 @@ fn not_built_in(url: &str) -> Error {
 /// What is to be written.
 pub(crate) enum ToWrite<'a> {
     File(Cow<'a, Path>),
-    #[cfg(feature = "remote")]
+    #[cfg_attr(not(feature = "remote"), expect(dead_code, reason = "only URLs name what is no file"))]
     Object(Arc<dyn BackingStore>),
 }
 

@@ -223,6 +223,19 @@ fn serve(shared: &Shared, connection: &TcpStream) -> Option<()> {
         return refuse(connection, 416, &validator);
     }
     let range = range.start..range.end.min(length);
+    send_part(shared, connection, &object, range, &validator, misconduct)
+}
+
+/// Sends a part of the object, as well as it behaves.
+fn send_part(
+    shared: &Shared,
+    connection: &TcpStream,
+    object: &[u8],
+    range: Range<u64>,
+    validator: &str,
+    misconduct: Option<Misconduct>,
+) -> Option<()> {
+    let length = object.len();
     let body = &object[range.start as usize..range.end as usize];
     let half = &body[..body.len() / 2];
     let (shown, body) = match misconduct {

@@ -1,6 +1,7 @@
 //! Objects of a bucket as memory, with a real S3 server behind the link.
 
 mod figures;
+mod moto;
 mod server;
 mod writing;
 
