@@ -1,13 +1,15 @@
 //! Changes to an object that its service does not have yet: a directory of this machine.
 //!
 //! ```text
-//! state   text, one "name value" a line, replaced as a whole: which object, which version of it, and what is under way
-//! blocks  pairs of the first and the last+1 changed block, little endian, as of the last sync that began
-//! data    the changed blocks, each where it is in the object; a file with holes
+//! state      text, one "name value" a line, replaced as a whole: which object, which version of it, what is being published
+//! blocks.N   pairs of the first and the last+1 changed block, little endian, of generation N
+//! data.N     the changed blocks, each where it is in the object; a file with holes
+//! lock       of the process that has it open
 //! ```
-//! As long as the state is `open`, nothing here is promised: what no sync has published is given up when the process ends. A sync
-//! makes blocks and data durable, then the state `syncing`, then it uploads, then the state is `open` for the new version. What
-//! is found `syncing` later is published then, or told as a conflict, and is never thrown away by itself.
+//! What is stored goes to the newest generation, of which nothing is promised: what no sync has published is given up when the
+//! process ends. A sync makes that generation durable, lets the state name it, and begins another for what is stored meanwhile;
+//! then it uploads, and then the state names none. What a state names is never changed, and never thrown away by itself: it is
+//! published by whoever opens the directory next, or told as a conflict.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -15,6 +17,7 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 pub(crate) const BLOCK_BYTES: u64 = 4096;
 const FORMAT: &str = "omnimap-changes 1";
@@ -31,14 +34,25 @@ pub(crate) struct State {
     pub(crate) base_bytes: u64,
     /// The object's length now.
     pub(crate) length: u64,
-    /// What the new version is marked with, if a sync has begun.
-    pub(crate) syncing: Option<String>,
+    /// What is being published, if a sync has begun.
+    pub(crate) syncing: Option<Syncing>,
+}
+
+/// A generation of changes on its way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Syncing {
+    pub(crate) generation: u64,
+    /// What the new version is marked with.
+    pub(crate) mark: String,
 }
 
 impl State {
     fn text(&self) -> String {
         let State { name, version, version_bytes, base_bytes, length, syncing } = self;
-        let syncing = syncing.as_deref().unwrap_or("no");
+        let syncing = match syncing {
+            Some(Syncing { generation, mark }) => format!("{generation} {mark}"),
+            None => "no".to_owned(),
+        };
         format!(
             "{FORMAT}\nname {name}\nversion {version}\nversion-bytes {version_bytes}\nbase-bytes {base_bytes}\n\
              length {length}\nsyncing {syncing}\n"
@@ -56,7 +70,12 @@ impl State {
             version_bytes: get("version-bytes")?.parse().ok()?,
             base_bytes: get("base-bytes")?.parse().ok()?,
             length: get("length")?.parse().ok()?,
-            syncing: get("syncing").filter(|mark| mark != "no"),
+            syncing: match get("syncing")?.split_once(' ') {
+                Some((generation, mark)) => {
+                    Some(Syncing { generation: generation.parse().ok()?, mark: mark.to_owned() })
+                }
+                None => None,
+            },
         })
     }
 }
@@ -114,12 +133,12 @@ impl Blocks {
         parts
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = Range<u64>> {
-        self.0.iter().map(|(start, end)| *start..*end)
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
-    pub(crate) fn clear(&mut self) {
-        self.0.clear();
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Range<u64>> {
+        self.0.iter().map(|(start, end)| *start..*end)
     }
 
     fn to_bytes(&self) -> Vec<u8> {
@@ -135,21 +154,25 @@ impl Blocks {
     }
 }
 
+/// Changed blocks and a file that has them.
+#[derive(Clone)]
+pub(crate) struct Layer {
+    pub(crate) generation: u64,
+    pub(crate) blocks: Blocks,
+    pub(crate) data: Arc<File>,
+}
+
 /// The directory, which one process at a time has open.
 pub(crate) struct Changes {
-    directory: PathBuf,
-    pub(crate) data: File,
+    pub(crate) directory: PathBuf,
     _lock: File,
 }
 
 impl Changes {
     /// Opens the directory, which is made if it is not there; and what was being published when it was left.
-    pub(crate) fn open(directory: &Path) -> io::Result<(Changes, Option<(State, Blocks)>)> {
+    pub(crate) fn open(directory: &Path) -> io::Result<(Changes, Option<(State, Layer)>)> {
         fs::create_dir_all(directory)?;
-        let open = |name: &str| {
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(directory.join(name))
-        };
-        let lock = open("lock")?;
+        let lock = open(&directory.join("lock"))?;
         lock.try_lock().map_err(|error| match error {
             fs::TryLockError::Error(error) => error,
             fs::TryLockError::WouldBlock => {
@@ -157,11 +180,20 @@ impl Changes {
                 io::Error::new(io::ErrorKind::ResourceBusy, text)
             }
         })?;
-        let changes = Changes { directory: directory.to_owned(), data: open("data")?, _lock: lock };
-        let left = Changes::look(directory)?.filter(|(state, _)| state.syncing.is_some());
-        if left.is_none() {
-            changes.data.set_len(0)?;
-        }
+        let changes = Changes { directory: directory.to_owned(), _lock: lock };
+        let left = match Changes::look(directory)? {
+            Some((state, blocks)) => match &state.syncing {
+                Some(Syncing { generation, .. }) => {
+                    let data = File::options().read(true).write(true).open(changes.data_path(*generation))?;
+                    let layer = Layer { generation: *generation, blocks, data: Arc::new(data) };
+                    Some((state, layer))
+                }
+                None => None,
+            },
+            None => None,
+        };
+        let kept = left.as_ref().map(|(_, layer)| layer.generation);
+        changes.remove_those(|found| Some(found) != kept)?;
         Ok((changes, left))
     }
 
@@ -179,35 +211,88 @@ impl Changes {
             );
             return Err(io::Error::new(io::ErrorKind::InvalidData, text));
         };
-        let blocks = match fs::read(directory.join("blocks")) {
-            Ok(bytes) => Blocks::from_bytes(&bytes),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Blocks::default(),
-            Err(error) => return Err(error),
+        let blocks = match &state.syncing {
+            Some(syncing) => Blocks::from_bytes(&fs::read(blocks_path(directory, syncing.generation))?),
+            None => Blocks::default(),
         };
         Ok(Some((state, blocks)))
     }
 
-    /// Makes all of it durable, as being published.
-    pub(crate) fn begin_sync(&self, state: &State, blocks: &Blocks) -> io::Result<()> {
-        self.data.sync_data()?;
-        self.replace("blocks", &blocks.to_bytes())?;
-        self.replace("state", state.text().as_bytes())
+    pub(crate) fn data_path(&self, generation: u64) -> PathBuf {
+        data_path(&self.directory, generation)
     }
 
-    /// Published: begins anew.
-    pub(crate) fn end_sync(&self, state: &State) -> io::Result<()> {
-        self.replace("state", state.text().as_bytes())?;
-        self.data.set_len(0)
+    /// An empty generation.
+    pub(crate) fn begin(&self, generation: u64, length: u64) -> io::Result<Layer> {
+        let data = open(&self.data_path(generation))?;
+        data.set_len(0)?;
+        data.set_len(length)?;
+        Ok(Layer { generation, blocks: Blocks::default(), data: Arc::new(data) })
     }
 
-    fn replace(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
-        let new = self.directory.join(format!("{name}.new"));
-        let file = File::create(&new)?;
-        file.write_all_at(bytes, 0)?;
-        file.sync_all()?;
-        fs::rename(new, self.directory.join(name))?;
-        File::open(&self.directory)?.sync_all()
+    /// Makes a generation durable, and the state that names it; then no other is needed.
+    pub(crate) fn begin_sync(&self, state: &State, layer: &Layer) -> io::Result<()> {
+        layer.data.sync_all()?;
+        replace(&self.directory, &blocks_path(&self.directory, layer.generation), &layer.blocks.to_bytes())?;
+        replace(&self.directory, &self.directory.join("state"), state.text().as_bytes())
     }
+
+    /// Published: what is older than `newest` is not needed any more.
+    pub(crate) fn end_sync(&self, state: &State, newest: u64) -> io::Result<()> {
+        replace(&self.directory, &self.directory.join("state"), state.text().as_bytes())?;
+        self.remove_before(newest)
+    }
+
+    /// Gives up the generations before one.
+    pub(crate) fn remove_before(&self, generation: u64) -> io::Result<()> {
+        self.remove_those(|found| found < generation)
+    }
+
+    fn remove(&self, generation: u64) -> io::Result<()> {
+        for path in [self.data_path(generation), blocks_path(&self.directory, generation)] {
+            match fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn remove_those(&self, goes: impl Fn(u64) -> bool) -> io::Result<()> {
+        for entry in fs::read_dir(&self.directory)? {
+            let name = entry?.file_name();
+            let parts = name.to_str().and_then(|name| name.split_once('.'));
+            let number =
+                parts.filter(|(what, _)| ["data", "blocks"].contains(what)).map(|(_, number)| number);
+            let generation = number.and_then(|number| number.parse::<u64>().ok());
+            if let Some(generation) = generation.filter(|generation| goes(*generation)) {
+                self.remove(generation)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)
+}
+
+pub(crate) fn data_path(directory: &Path, generation: u64) -> PathBuf {
+    directory.join(format!("data.{generation}"))
+}
+
+fn blocks_path(directory: &Path, generation: u64) -> PathBuf {
+    directory.join(format!("blocks.{generation}"))
+}
+
+/// A file that has the old bytes or the new ones, whatever happens.
+fn replace(directory: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let new = directory.join("new");
+    let file = File::create(&new)?;
+    file.write_all_at(bytes, 0)?;
+    file.sync_all()?;
+    fs::rename(new, path)?;
+    File::open(directory)?.sync_all()
 }
 
 #[cfg(test)]
@@ -242,7 +327,7 @@ mod tests {
             version_bytes: 5,
             base_bytes: 3,
             length: 7,
-            syncing: Some("mark".to_owned()),
+            syncing: Some(Syncing { generation: 12, mark: "mark".to_owned() }),
         };
         assert_eq!(State::parse(&state.text()), Some(state.clone()));
         let open = State { syncing: None, ..state };

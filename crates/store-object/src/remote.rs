@@ -119,6 +119,21 @@ impl RemoteStore {
         self.pinned.strong_tag().map(str::to_owned)
     }
 
+    /// Whether that is its ETag; some services write it with quotes in one place and without in another.
+    pub(crate) fn has_tag(&self, tag: &str) -> bool {
+        self.pinned.strong_tag().is_some_and(|ours| ours.trim_matches('"') == tag.trim_matches('"'))
+    }
+
+    /// The version of another ETag and length, over the same connections.
+    pub(crate) fn replaced_by(&self, tag: String, length: u64) -> RemoteStore {
+        RemoteStore {
+            source: self.source.clone(),
+            pinned: Arc::new(self.pinned.replaced_by(tag, length)),
+            head: Bytes::new(),
+            network: self.network.clone(),
+        }
+    }
+
     pub(crate) fn source(&self) -> Arc<Source> {
         self.source.clone()
     }

@@ -13,6 +13,11 @@ impl Pinned {
         Pinned(meta)
     }
 
+    /// The same object of another ETag and length.
+    pub(crate) fn replaced_by(&self, tag: String, length: u64) -> Pinned {
+        Pinned(ObjectMeta { e_tag: Some(tag), size: length, ..self.0.clone() })
+    }
+
     pub(crate) fn length(&self) -> u64 {
         self.0.size
     }

@@ -1,16 +1,17 @@
 //! An object of a bucket, to be written.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use omnimap_store::{BackingStore, Result, StoreError, Transfer, Writability};
 
-use crate::changes::{BLOCK_BYTES, Blocks, Changes, State};
-use crate::location::unusable;
+use crate::changes::{BLOCK_BYTES, Changes, Layer, State, Syncing, data_path};
+use crate::failure;
+use crate::location::{Location, unusable};
 use crate::options::RemoteOptions;
 use crate::remote::RemoteStore;
 use crate::upload::{Contents, Replace, marked, upload};
@@ -25,30 +26,35 @@ use crate::upload::{Contents, Replace, marked, upload};
 ///
 /// A sync that was interrupted is finished, or found to be in conflict, when the object is opened again with the same directory.
 pub struct WorkingCopy {
-    inner: Arc<Inner>,
-    /// One sync at a time.
-    syncing: Mutex<()>,
-    options: RemoteOptions,
-}
-
-struct Inner {
     name: String,
-    base: RwLock<Arc<RemoteStore>>,
+    options: RemoteOptions,
     changes: Changes,
-    directory: PathBuf,
-    state: RwLock<Present>,
+    present: RwLock<Present>,
+    /// Held shared by whoever writes to the newest generation, so that a sync can begin another.
+    writing: RwLock<()>,
     /// Held while a block is made of what was there and what is written.
     in_parts: Mutex<()>,
+    /// One sync, or change of the length, at a time.
+    syncing: Mutex<()>,
 }
 
-/// How the object looks now.
-#[derive(Clone)]
+/// How the object looks now: the newest changes before those on their way before the version that was opened.
 struct Present {
-    length: u64,
+    base: Arc<RemoteStore>,
     /// Bytes of the version that was opened that still count.
     base_bytes: u64,
-    changed: Blocks,
+    length: u64,
     is_resized: bool,
+    newest: Layer,
+    /// What is being published, or could not be.
+    under_way: Option<Layer>,
+}
+
+/// Where the bytes of a range are.
+enum Place {
+    File(Arc<File>),
+    Base(Arc<RemoteStore>),
+    Zeros,
 }
 
 /// Changes that were not published.
@@ -90,24 +96,22 @@ impl WorkingCopy {
         let opened =
             |source| StoreError::Open { name: format!("{name}, changes in {}", directory.display()), source };
         let (changes, left) = Changes::open(&directory).map_err(opened)?;
-        let present = Present {
-            length: base.len(),
-            base_bytes: base.len(),
-            changed: Blocks::default(),
-            is_resized: false,
-        };
-        let inner = Inner {
-            name: name.clone(),
-            base: RwLock::new(base),
+        let next = left.as_ref().map_or(0, |(_, layer)| layer.generation + 1);
+        let newest = changes.begin(next, base.len()).map_err(opened)?;
+        let length = base.len();
+        let present =
+            Present { base, base_bytes: length, length, is_resized: false, newest, under_way: None };
+        let copy = WorkingCopy {
+            name,
+            options: options.clone(),
             changes,
-            directory: directory.clone(),
-            state: RwLock::new(present),
+            present: RwLock::new(present),
+            writing: RwLock::default(),
             in_parts: Mutex::default(),
+            syncing: Mutex::default(),
         };
-        let copy =
-            WorkingCopy { inner: Arc::new(inner), syncing: Mutex::default(), options: options.clone() };
-        if let Some((state, blocks)) = left {
-            copy.take_up(state, blocks)?;
+        if let Some((state, layer)) = left {
+            copy.take_up(state, layer)?;
         }
         Ok(copy)
     }
@@ -117,12 +121,14 @@ impl WorkingCopy {
     /// # Errors
     /// If the URL is none, or the directory cannot be read.
     pub fn kept(url: &str, changes: &Path) -> Result<Option<KeptChanges>> {
-        let name = crate::location::Location::parse(url)?.name;
+        let name = Location::parse(url)?.name;
         let directory = directory_of(changes, &name);
         let look = Changes::look(&directory);
         let found =
             look.map_err(|source| StoreError::Open { name: directory.display().to_string(), source })?;
-        Ok(found.filter(|(state, _)| state.syncing.is_some()).map(|(state, blocks)| KeptChanges {
+        let Some((state, blocks)) = found else { return Ok(None) };
+        let Some(syncing) = state.syncing else { return Ok(None) };
+        Ok(Some(KeptChanges {
             ranges: blocks
                 .iter()
                 .map(|blocks| blocks.start * BLOCK_BYTES..(blocks.end * BLOCK_BYTES).min(state.length))
@@ -132,7 +138,7 @@ impl WorkingCopy {
             version_bytes: state.version_bytes,
             length: state.length,
             base_bytes: state.base_bytes,
-            data: directory.join("data"),
+            data: data_path(&directory, syncing.generation),
         }))
     }
 
@@ -141,7 +147,7 @@ impl WorkingCopy {
     /// # Errors
     /// If somebody has the object open, or the directory cannot be removed.
     pub fn discard(url: &str, changes: &Path) -> Result<()> {
-        let name = crate::location::Location::parse(url)?.name;
+        let name = Location::parse(url)?.name;
         let directory = directory_of(changes, &name);
         let remove = || {
             // Nobody else may be at it.
@@ -154,35 +160,166 @@ impl WorkingCopy {
     }
 
     /// Goes on with a sync that was interrupted.
-    fn take_up(&self, state: State, blocks: Blocks) -> Result<()> {
-        let inner = &self.inner;
-        let base = inner.base();
-        let Some(mark) = &state.syncing else { return Ok(()) };
-        let (source, asked) = (base.source(), mark.clone());
-        let wrap = |error| StoreError::Open { name: inner.name.clone(), source: io::Error::other(error) };
+    fn take_up(&self, state: State, layer: Layer) -> Result<()> {
+        let base = self.present().base.clone();
+        let Some(Syncing { mark, generation }) = state.syncing else { return Ok(()) };
+        let source = base.source();
         let look = async move {
-            marked(&source, &asked)
-                .await
-                .map_err(|error| crate::failure::at_opening(&error, &source.location))
+            marked(&source, &mark).await.map_err(|error| failure::at_opening(&error, &source.location))
         };
         if base.network().wait(look)?.is_some() {
             // It had been published, and only the answer was lost.
-            return inner.changes.end_sync(&inner.open_state()).map_err(wrap);
+            return self
+                .changes
+                .end_sync(&self.open_state(), generation + 1)
+                .map_err(|source| local("sync", 0, source));
         }
         if state.version != base.server_version() {
             let reason = format!(
                 "{} has changes to another version of it ({}, and now it is {}): save them by `omnimap export`, and forget \
                  them by `omnimap diff --discard`",
-                inner.directory.display(),
+                self.changes.directory.display(),
                 state.version,
                 base.server_version()
             );
-            return Err(unusable(&inner.name, &reason));
+            return Err(unusable(&self.name, &reason));
         }
-        *inner.present_mut() =
-            Present { length: state.length, base_bytes: state.base_bytes, changed: blocks, is_resized: true };
+        {
+            let mut present = self.present_mut();
+            present.length = state.length;
+            present.base_bytes = state.base_bytes;
+            present.is_resized = true;
+            present.under_way = Some(layer);
+        }
         self.sync()
     }
+
+    fn present(&self) -> RwLockReadGuard<'_, Present> {
+        self.present.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn present_mut(&self) -> RwLockWriteGuard<'_, Present> {
+        self.present.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write_shared(&self) -> RwLockReadGuard<'_, ()> {
+        self.writing.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps everybody from writing.
+    fn hold_writes(&self) -> RwLockWriteGuard<'_, ()> {
+        self.writing.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the directory says when nothing is under way.
+    fn open_state(&self) -> State {
+        let base = self.present().base.clone();
+        State {
+            name: self.name.clone(),
+            version: base.server_version(),
+            version_bytes: base.len(),
+            base_bytes: base.len(),
+            length: base.len(),
+            syncing: None,
+        }
+    }
+
+    /// Writes whole blocks; of the object's last one what is behind its end is not given. Writes are held off by nobody.
+    fn write_blocks(&self, first: u64, bytes: &[u8]) -> Result<()> {
+        let data = self.present().newest.data.clone();
+        data.write_all_at(bytes, first * BLOCK_BYTES)
+            .map_err(|source| local("write", bytes.len(), source))?;
+        let last = first + (bytes.len() as u64).div_ceil(BLOCK_BYTES);
+        self.present_mut().newest.blocks.add(first..last);
+        Ok(())
+    }
+
+    /// Writes a part of one block.
+    fn write_in_block(&self, offset: u64, bytes: &[u8], length: u64) -> Result<()> {
+        let _turn = lock(&self.in_parts);
+        let block = offset / BLOCK_BYTES;
+        let start = block * BLOCK_BYTES;
+        let mut whole = vec![0; ((start + BLOCK_BYTES).min(length) - start) as usize];
+        let places = self.present().places(start..start + whole.len() as u64);
+        read_places(places, start, &mut whole)?;
+        whole[(offset - start) as usize..][..bytes.len()].copy_from_slice(bytes);
+        self.write_blocks(block, &whole)
+    }
+
+    /// Brings what could not be published into the newest generation, which then has all changes. What the state names stays as
+    /// it is. Nobody may write meanwhile.
+    fn absorb(&self) -> Result<()> {
+        let (newest, under_way) = {
+            let present = self.present();
+            let Some(under_way) = present.under_way.clone() else { return Ok(()) };
+            (present.newest.clone(), under_way)
+        };
+        let length = self.len();
+        let mut bytes = Vec::new();
+        for run in under_way.blocks.iter() {
+            for (part, _) in newest.blocks.split(run).into_iter().filter(|(_, is_newer)| !is_newer) {
+                for block in part {
+                    let start = block * BLOCK_BYTES;
+                    bytes.resize((start + BLOCK_BYTES).min(length).saturating_sub(start) as usize, 0);
+                    let copied = under_way
+                        .data
+                        .read_exact_at(&mut bytes, start)
+                        .and_then(|()| newest.data.write_all_at(&bytes, start));
+                    copied.map_err(|source| local("copying changes", bytes.len(), source))?;
+                    self.present_mut().newest.blocks.add(block..block + 1);
+                }
+            }
+        }
+        self.present_mut().under_way = None;
+        Ok(())
+    }
+
+    /// Makes the newest generation the one that is under way, durably, and begins another; nothing, if nothing has changed.
+    fn freeze(&self) -> Result<Option<Frozen>> {
+        let _nobody_writes = self.hold_writes();
+        self.absorb()?;
+        let mut present = self.present_mut();
+        if !present.is_resized && present.newest.blocks.is_empty() {
+            return Ok(None);
+        }
+        let Some(tag) = present.base.strong_tag() else {
+            return Err(unusable(&self.name, "its service names no strong ETag any more"));
+        };
+        let mark = format!("{:016x}{:016x}", random(), random());
+        let layer = present.newest.clone();
+        let state = State {
+            name: self.name.clone(),
+            version: present.base.server_version(),
+            version_bytes: present.base.len(),
+            base_bytes: present.base_bytes,
+            length: present.length,
+            syncing: Some(Syncing { generation: layer.generation, mark: mark.clone() }),
+        };
+        let begun = self.changes.begin(layer.generation + 1, present.length);
+        let newest = begun.map_err(|source| local("sync", 0, source))?;
+        let named = self.changes.begin_sync(&state, &layer);
+        named
+            .and_then(|()| self.changes.remove_before(layer.generation))
+            .map_err(|source| local("sync", 0, source))?;
+        present.newest = newest;
+        present.under_way = Some(layer.clone());
+        Ok(Some(Frozen {
+            base: present.base.clone(),
+            base_bytes: present.base_bytes,
+            length: present.length,
+            layer,
+            replace: Replace { tag, mark },
+        }))
+    }
+}
+
+/// The object as it is to be published.
+struct Frozen {
+    base: Arc<RemoteStore>,
+    base_bytes: u64,
+    length: u64,
+    layer: Layer,
+    replace: Replace,
 }
 
 /// Below which directory the changes to an object are.
@@ -200,132 +337,107 @@ fn hash(text: &str) -> u64 {
         .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
-impl Inner {
-    fn base(&self) -> Arc<RemoteStore> {
-        self.base.read().unwrap_or_else(PoisonError::into_inner).clone()
+impl Present {
+    /// Where the bytes of a range inside the object are.
+    fn places(&self, range: Range<u64>) -> Vec<(Range<u64>, Place)> {
+        let mut layers = vec![&self.newest];
+        layers.extend(&self.under_way);
+        places(&layers, &self.base, self.base_bytes, range)
     }
+}
 
-    fn present(&self) -> Present {
-        self.state.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn present_mut(&self) -> std::sync::RwLockWriteGuard<'_, Present> {
-        self.state.write().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn length(&self) -> u64 {
-        self.state.read().unwrap_or_else(PoisonError::into_inner).length
-    }
-
-    /// What the directory says when nothing is under way.
-    fn open_state(&self) -> State {
-        let base = self.base();
-        State {
-            name: self.name.clone(),
-            version: base.server_version(),
-            version_bytes: base.len(),
-            base_bytes: base.len(),
-            length: base.len(),
-            syncing: None,
+/// Where the bytes of a range are: in the first of the layers that has them, or in the version that was opened.
+fn places(
+    layers: &[&Layer],
+    base: &Arc<RemoteStore>,
+    base_bytes: u64,
+    range: Range<u64>,
+) -> Vec<(Range<u64>, Place)> {
+    let Some((layer, below)) = layers.split_first() else {
+        let middle = base_bytes.clamp(range.start, range.end);
+        let parts = [(range.start..middle, Place::Base(base.clone())), (middle..range.end, Place::Zeros)];
+        return parts.into_iter().filter(|(part, _)| !part.is_empty()).collect();
+    };
+    let blocks = range.start / BLOCK_BYTES..range.end.div_ceil(BLOCK_BYTES);
+    let mut found = Vec::new();
+    for (blocks, is_here) in layer.blocks.split(blocks) {
+        let part = (blocks.start * BLOCK_BYTES).max(range.start)..(blocks.end * BLOCK_BYTES).min(range.end);
+        if is_here {
+            found.push((part, Place::File(layer.data.clone())));
+        } else {
+            found.extend(places(below, base, base_bytes, part));
         }
     }
+    found
+}
 
-    /// Reads what is inside the object.
-    fn read(&self, range: Range<u64>, into: &mut [u8]) -> Result<()> {
-        let (parts, base_bytes) = {
-            let present = self.state.read().unwrap_or_else(PoisonError::into_inner);
-            let blocks = range.start / BLOCK_BYTES..range.end.div_ceil(BLOCK_BYTES);
-            (present.changed.split(blocks), present.base_bytes)
-        };
-        for (blocks, is_changed) in parts {
-            let (from, to) =
-                ((blocks.start * BLOCK_BYTES).max(range.start), (blocks.end * BLOCK_BYTES).min(range.end));
-            let part = &mut into[(from - range.start) as usize..(to - range.start) as usize];
-            if is_changed {
-                self.changes
-                    .data
-                    .read_exact_at(part, from)
-                    .map_err(|source| local("read", part.len(), source))?;
-                continue;
+/// Reads what begins at `start`.
+fn read_places(places: Vec<(Range<u64>, Place)>, start: u64, into: &mut [u8]) -> Result<()> {
+    for (range, place) in places {
+        let part = &mut into[(range.start - start) as usize..(range.end - start) as usize];
+        match place {
+            Place::Zeros => part.fill(0),
+            Place::File(data) => {
+                data.read_exact_at(part, range.start).map_err(|source| local("read", part.len(), source))?;
             }
-            let there = to.min(base_bytes).saturating_sub(from) as usize;
-            let (old, zeros) = part.split_at_mut(there);
-            zeros.fill(0);
-            if there > 0 {
-                let got = self.base().read_at(from, old)?;
-                if got < there {
-                    return Err(StoreError::Short { wanted: there as u64, got: got as u64 });
-                }
-            }
+            Place::Base(base) => match base.read_at(range.start, part)? {
+                got if got == part.len() => {}
+                got => return Err(StoreError::Short { wanted: part.len() as u64, got: got as u64 }),
+            },
         }
-        Ok(())
     }
+    Ok(())
+}
 
-    /// Writes whole blocks; of the object's last one what is behind its end is not given.
-    fn write_blocks(&self, first: u64, bytes: &[u8]) -> Result<()> {
-        let at = first * BLOCK_BYTES;
-        self.changes.data.write_all_at(bytes, at).map_err(|source| local("write", bytes.len(), source))?;
-        let last = first + (bytes.len() as u64).div_ceil(BLOCK_BYTES);
-        self.present_mut().changed.add(first..last);
-        Ok(())
-    }
-
-    /// Writes a part of one block.
-    fn write_in_block(&self, offset: u64, bytes: &[u8], length: u64) -> Result<()> {
-        let _turn = self.in_parts();
-        let block = offset / BLOCK_BYTES;
-        let start = block * BLOCK_BYTES;
-        let mut whole = vec![0; ((start + BLOCK_BYTES).min(length) - start) as usize];
-        self.read(start..start + whole.len() as u64, &mut whole)?;
-        whole[(offset - start) as usize..][..bytes.len()].copy_from_slice(bytes);
-        self.write_blocks(block, &whole)
-    }
-
-    fn in_parts(&self) -> MutexGuard<'_, ()> {
-        self.in_parts.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+fn lock(mutex: &Mutex<()>) -> MutexGuard<'_, ()> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn local(action: &'static str, length: usize, source: io::Error) -> StoreError {
     StoreError::Io { action, length: length as u64, source }
 }
 
-impl Contents for Inner {
+impl Contents for Frozen {
     fn len(&self) -> u64 {
-        self.length()
+        self.length
     }
 
     fn read(&self, range: Range<u64>) -> Result<Vec<u8>> {
         let mut bytes = vec![0; (range.end - range.start) as usize];
-        Inner::read(self, range, &mut bytes)?;
+        let places = places(&[&self.layer], &self.base, self.base_bytes, range.clone());
+        read_places(places, range.start, &mut bytes)?;
         Ok(bytes)
     }
 
     fn is_unchanged(&self, range: Range<u64>) -> bool {
-        let present = self.present();
         let blocks = range.start / BLOCK_BYTES..range.end.div_ceil(BLOCK_BYTES);
-        range.end <= present.base_bytes && present.changed.split(blocks).iter().all(|(_, changed)| !changed)
+        range.end <= self.base_bytes && self.layer.blocks.split(blocks).iter().all(|(_, changed)| !changed)
     }
 }
 
 impl BackingStore for WorkingCopy {
     fn name(&self) -> &str {
-        &self.inner.name
+        &self.name
     }
 
     fn len(&self) -> u64 {
-        self.inner.length()
+        self.present().length
     }
 
     fn transfer(&self) -> Transfer {
-        self.inner.base().transfer().reading_together(std::num::NonZeroUsize::MIN)
+        self.present().base.transfer().reading_together(std::num::NonZeroUsize::MIN)
     }
 
     fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<usize> {
-        let end = offset.saturating_add(into.len() as u64).min(self.len());
-        let start = offset.min(end);
-        let count = (end - start) as usize;
-        self.inner.read(start..end, &mut into[..count])?;
+        let (range, places) = {
+            let present = self.present();
+            let end = offset.saturating_add(into.len() as u64).min(present.length);
+            let range = offset.min(end)..end;
+            let places = present.places(range.clone());
+            (range, places)
+        };
+        let count = (range.end - range.start) as usize;
+        read_places(places, range.start, &mut into[..count])?;
         Ok(count)
     }
 
@@ -334,6 +446,7 @@ impl BackingStore for WorkingCopy {
     }
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let _not_while_a_sync_begins = self.write_shared();
         let end = self.len();
         let length = bytes.len() as u64;
         if offset.checked_add(length).is_none_or(|last| last > end) {
@@ -348,9 +461,9 @@ impl BackingStore for WorkingCopy {
             let count = if in_block == 0 && whole > 0 { whole } else { (BLOCK_BYTES - in_block).min(to_end) };
             let (part, after) = rest.split_at(count as usize);
             if in_block == 0 && whole > 0 {
-                self.inner.write_blocks(at / BLOCK_BYTES, part)?;
+                self.write_blocks(at / BLOCK_BYTES, part)?;
             } else {
-                self.inner.write_in_block(at, part, end)?;
+                self.write_in_block(at, part, end)?;
             }
             at += count;
             rest = after;
@@ -359,48 +472,32 @@ impl BackingStore for WorkingCopy {
     }
 
     fn set_len(&self, length: u64) -> Result<()> {
-        let _turn = self.inner.in_parts();
-        let mut present = self.inner.present_mut();
+        let _turn = lock(&self.syncing);
+        let _nobody_writes = self.hold_writes();
+        self.absorb()?;
+        let mut present = self.present_mut();
         let shorter = length.min(present.length);
-        present.changed.cut(shorter.div_ceil(BLOCK_BYTES));
-        present.base_bytes = present.base_bytes.min(length);
         // What is cut off, and what a last block has behind its end, is zeros when the object gets longer again.
-        self.inner
-            .changes
-            .data
-            .set_len(shorter)
-            .and_then(|()| self.inner.changes.data.set_len(length))
-            .map_err(|source| local("resizing the changes", 0, source))?;
+        let data = &present.newest.data;
+        let resized = data.set_len(shorter).and_then(|()| data.set_len(length));
+        resized.map_err(|source| local("resizing the changes", 0, source))?;
+        present.newest.blocks.cut(shorter.div_ceil(BLOCK_BYTES));
+        present.base_bytes = present.base_bytes.min(length);
         present.length = length;
         present.is_resized = true;
         Ok(())
     }
 
     fn sync(&self) -> Result<()> {
-        let _turn = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
-        let inner = &self.inner;
-        let present = inner.present();
-        if !present.is_resized && present.changed.iter().next().is_none() {
-            return Ok(());
-        }
-        let base = inner.base();
-        let mark = format!("{:016x}{:016x}", random(), random());
-        let state = State {
-            length: present.length,
-            base_bytes: present.base_bytes,
-            syncing: Some(mark.clone()),
-            ..inner.open_state()
-        };
-        inner.changes.begin_sync(&state, &present.changed).map_err(|source| local("sync", 0, source))?;
-        let Some(tag) = base.strong_tag() else {
-            return Err(unusable(&inner.name, "its service names no strong ETag any more"));
-        };
-        let new = upload(base.source(), inner.clone(), Replace { tag, mark });
-        let new = base.network().wait(new).map_err(|error| match error {
+        let _turn = lock(&self.syncing);
+        let Some(frozen) = self.freeze()? else { return Ok(()) };
+        let (base, length, newest) = (frozen.base.clone(), frozen.length, frozen.layer.generation + 1);
+        let replace = frozen.replace.clone();
+        let new = base.network().wait(upload(base.source(), Arc::new(frozen), replace)).map_err(|error| match error {
             StoreError::Changed { how } => StoreError::Changed {
                 how: format!(
                     "{how}; nothing was overwritten, and what was stored here is kept in {}: save it by `omnimap export`",
-                    inner.directory.display()
+                    self.changes.directory.display()
                 ),
             },
             other => other,
@@ -409,18 +506,19 @@ impl BackingStore for WorkingCopy {
         let mut options = self.options.clone();
         options.head_bytes(0);
         let now = base.reopen_present(&options)?;
-        if new.is_some() && now.strong_tag() != new {
-            return Err(StoreError::Changed {
-                how: "it was replaced again just after it was synced".to_owned(),
-            });
+        let now = match new {
+            // Replaced again since: what was published counts as ours, and cannot be read any more.
+            Some(tag) if !now.has_tag(&tag) => base.replaced_by(tag, length),
+            _ => now,
+        };
+        {
+            let mut present = self.present_mut();
+            present.base = Arc::new(now);
+            present.base_bytes = present.length;
+            present.is_resized = false;
+            present.under_way = None;
         }
-        *inner.base.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(now);
-        let mut present = inner.present_mut();
-        present.changed.clear();
-        present.base_bytes = present.length;
-        present.is_resized = false;
-        drop(present);
-        inner.changes.end_sync(&inner.open_state()).map_err(|source| local("sync", 0, source))
+        self.changes.end_sync(&self.open_state(), newest).map_err(|source| local("sync", 0, source))
     }
 
     fn is_atomic(&self) -> bool {

@@ -197,3 +197,54 @@ fn kills_during_a_sync_leave_one_version_or_the_other() {
         }
     });
 }
+
+/// What is written while a sync uploads belongs to the next one; and so it does when the upload fails.
+#[test]
+fn what_is_written_during_a_sync_is_not_lost_and_not_part_of_it() {
+    use omnimap::store::BackingStore;
+    within(LIMIT, || {
+        let s3 = S3::start();
+        s3.put("object", &vec![0; 20 << 20]);
+        let link = s3.far();
+        let directory = tempfile::tempdir().unwrap();
+        let copy = WorkingCopy::open(&url("object"), &options(link.address()), directory.path()).unwrap();
+        let page = |value| vec![value; 4096];
+        for round in 1..4u8 {
+            copy.write_at(0, &page(round)).unwrap();
+            copy.write_at(12 << 20, &page(round)).unwrap();
+            std::thread::scope(|scope| {
+                let syncing = scope.spawn(|| copy.sync());
+                std::thread::sleep(Duration::from_millis(60));
+                assert!(!syncing.is_finished(), "it is too fast for this test");
+                copy.write_at(0, &page(100 + round)).unwrap();
+                copy.write_at(4096, &page(100 + round)).unwrap();
+                copy.write_at(5_000_001, &[round]).unwrap();
+                syncing.join().unwrap().unwrap();
+            });
+            let published = s3.get("object");
+            assert_eq!((published[0], published[12 << 20]), (round, round));
+            assert_ne!(published[4096], 100 + round);
+            let mut bytes = [0; 1];
+            for (at, value) in [(0, 100 + round), (4096, 100 + round), (12 << 20, round), (5_000_001, round)]
+            {
+                copy.read_at(at, &mut bytes).unwrap();
+                assert_eq!(bytes[0], value, "round {round}, at {at}");
+            }
+        }
+        // A sync that fails, more writes, and one that succeeds.
+        drop(link);
+        let mine = WorkingCopy::open(&url("object"), &s3.options(), &directory.path().join("other")).unwrap();
+        mine.write_at(4096, &page(1)).unwrap();
+        mine.write_at(8192, &page(1)).unwrap();
+        let current = s3.get("object");
+        s3.put("object", &vec![9; 20 << 20]);
+        mine.sync().unwrap_err();
+        mine.write_at(8192, &page(2)).unwrap();
+        mine.write_at(1 << 20, &page(2)).unwrap();
+        mine.sync().unwrap_err();
+        let kept = WorkingCopy::kept(&url("object"), &directory.path().join("other")).unwrap().unwrap();
+        let data = std::fs::read(kept.data).unwrap();
+        assert_eq!((data[4096], data[8192], data[1 << 20]), (1, 2, 2), "all of it is kept");
+        assert!(s3.get("object").iter().all(|byte| *byte == 9) && current.len() == 20 << 20);
+    });
+}
