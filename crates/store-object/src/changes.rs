@@ -42,15 +42,16 @@ pub(crate) struct State {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Syncing {
     pub(crate) generation: u64,
-    /// What the new version is marked with.
-    pub(crate) mark: String,
+    /// What the new version is marked with, last, and before it what those were marked with that may have become versions
+    /// although they seemed to fail.
+    pub(crate) marks: Vec<String>,
 }
 
 impl State {
     fn text(&self) -> String {
         let State { name, version, version_bytes, base_bytes, length, syncing } = self;
         let syncing = match syncing {
-            Some(Syncing { generation, mark }) => format!("{generation} {mark}"),
+            Some(Syncing { generation, marks }) => format!("{generation} {}", marks.join(" ")),
             None => "no".to_owned(),
         };
         format!(
@@ -71,9 +72,10 @@ impl State {
             base_bytes: get("base-bytes")?.parse().ok()?,
             length: get("length")?.parse().ok()?,
             syncing: match get("syncing")?.split_once(' ') {
-                Some((generation, mark)) => {
-                    Some(Syncing { generation: generation.parse().ok()?, mark: mark.to_owned() })
-                }
+                Some((generation, marks)) => Some(Syncing {
+                    generation: generation.parse().ok()?,
+                    marks: marks.split_whitespace().map(str::to_owned).collect(),
+                }),
                 None => None,
             },
         })
@@ -327,7 +329,7 @@ mod tests {
             version_bytes: 5,
             base_bytes: 3,
             length: 7,
-            syncing: Some(Syncing { generation: 12, mark: "mark".to_owned() }),
+            syncing: Some(Syncing { generation: 12, marks: vec!["a".to_owned(), "b".to_owned()] }),
         };
         assert_eq!(State::parse(&state.text()), Some(state.clone()));
         let open = State { syncing: None, ..state };

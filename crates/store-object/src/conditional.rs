@@ -116,7 +116,12 @@ pub(crate) async fn copy_part(
     // An answer that begins well may tell of a failure still.
     let tag = text.split_once("<ETag>").and_then(|(_, rest)| rest.split_once("</ETag>"));
     match tag {
-        Some((tag, _)) if status.is_success() => Ok(PartId { content_id: tag.replace("&quot;", "\"") }),
+        Some((tag, _)) if status.is_success() => {
+            // The quotes as XML may have them.
+            let quotes = ["&quot;", "&#34;", "&#x22;"];
+            let tag = quotes.iter().fold(tag.to_owned(), |tag, quote| tag.replace(quote, "\""));
+            Ok(PartId { content_id: tag })
+        }
         _ => Err(failed(format!("a part was not copied: {status} {text}"))),
     }
 }

@@ -8,13 +8,13 @@ use object_store::{MultipartUpload, ObjectStoreExt, PutPayload};
 use omnimap_store::{BackingStore, Result, StoreError};
 use tokio::task::spawn_blocking;
 
-use crate::connect::connect;
+use crate::connect::{Purpose, connect};
 use crate::failure;
 use crate::fetch::Source;
-use crate::location::{Location, Service};
+use crate::location::{Location, Service, unusable};
 use crate::network::Network;
 use crate::options::RemoteOptions;
-use crate::upload::{PARTS_TOGETHER, WHOLE_BYTES_MAX, part_bytes_of};
+use crate::upload::{PARTS_TOGETHER, WHOLE_BYTES_MAX, WHOLE_BYTES_MAX_ELSEWHERE, part_bytes_of};
 
 /// Writes all bytes of a store to the object that a URL names, as a new one or over the one that is there; `told` is called with
 /// the bytes that went, from the threads that send them.
@@ -31,8 +31,13 @@ pub fn put(
     told: impl Fn(u64) + Send + Sync + 'static,
 ) -> Result<()> {
     let location = Location::parse(url)?;
-    let client = connect(&location, options)?;
+    let client = connect(&location, options, Purpose::Write)?;
     let source = Arc::new(Source::new(client, location, options.clone()));
+    if source.location.service == Service::Web && contents.len() > WHOLE_BYTES_MAX_ELSEWHERE {
+        let reason =
+            "a web server takes an object as a whole, which is limited to 512 MiB here; use another program";
+        return Err(unusable(&source.location.name, reason));
+    }
     Network::get()?.wait(async move {
         if contents.len() <= WHOLE_BYTES_MAX || source.location.service == Service::Web {
             let bytes = read(&contents, 0, contents.len()).await?;

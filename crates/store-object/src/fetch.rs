@@ -10,7 +10,7 @@ use futures_util::StreamExt;
 use object_store::{GetOptions, GetResult, ObjectStore};
 use omnimap_store::{Result, StoreError};
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{sleep, timeout};
 
 use crate::connect::{Client, S3};
 use crate::failure::{self, Kind};
@@ -27,6 +27,8 @@ pub(crate) struct Source {
     pub(crate) client: Arc<dyn ObjectStore>,
     /// What S3 can do beyond that.
     pub(crate) s3: Option<Arc<S3>>,
+    /// Which service it is, beyond what the URL says.
+    pub(crate) service: String,
     pub(crate) location: Location,
     pub(crate) options: RemoteOptions,
     pub(crate) figures: Figures,
@@ -45,13 +47,12 @@ pub(crate) struct Figures {
 impl Source {
     pub(crate) fn new(client: Client, location: Location, options: RemoteOptions) -> Source {
         let places = Semaphore::new(options.requests_max.get().min(Semaphore::MAX_PERMITS));
-        let Client { store: client, s3 } = client;
-        Source { client, s3, location, options, figures: Figures::default(), places }
+        let Client { store: client, service, s3 } = client;
+        Source { client, s3, service, location, options, figures: Figures::default(), places }
     }
 
     /// The bytes of a range that is inside the object.
     pub(crate) async fn fetch(self: Arc<Self>, pinned: Arc<Pinned>, range: Range<u64>) -> Result<Bytes> {
-        let deadline = Instant::now() + self.options.read_time_max;
         let work = async {
             let _place = self.places.acquire().await;
             match self.options.hedge_after {
@@ -59,7 +60,7 @@ impl Source {
                 Some(patience) => self.hedge(&pinned, &range, patience).await,
             }
         };
-        match timeout_at(deadline, work).await {
+        match timeout(self.options.read_time_max, work).await {
             Ok(outcome) => outcome,
             Err(_) => Err(self.timed_out(range.end - range.start)),
         }
@@ -74,17 +75,24 @@ impl Source {
         }
     }
 
-    /// Asks a second time when the first is slow, and takes what comes first; an error of one waits for the other.
+    /// Asks a second time when the first is slow, if there is a place for that, and takes what comes first; an error of one
+    /// waits for the other.
     async fn hedge(&self, pinned: &Pinned, range: &Range<u64>, patience: Duration) -> Result<Bytes> {
         let first = self.repeat(pinned, range);
-        let second = async {
-            sleep(patience).await;
-            self.figures.repeats.fetch_add(1, Ordering::Relaxed);
-            self.repeat(pinned, range).await
-        };
-        tokio::pin!(first, second);
+        tokio::pin!(first);
         tokio::select! {
-            outcome = &mut first => outcome,
+            outcome = &mut first => return outcome,
+            () = sleep(patience) => {}
+        }
+        let Ok(_place) = self.places.try_acquire() else { return first.await };
+        self.figures.repeats.fetch_add(1, Ordering::Relaxed);
+        let second = self.repeat(pinned, range);
+        tokio::pin!(second);
+        tokio::select! {
+            outcome = &mut first => match outcome {
+                Ok(bytes) => Ok(bytes),
+                Err(error) => second.await.map_err(|_| error),
+            },
             outcome = &mut second => match outcome {
                 Ok(bytes) => Ok(bytes),
                 Err(_) => first.await,
@@ -104,7 +112,7 @@ impl Source {
             };
             repeats += 1;
             self.figures.repeats.fetch_add(1, Ordering::Relaxed);
-            tracing::debug!(object = %self.location.name, ?range, repeats, ?error, "request made again");
+            tracing::debug!(object = %self.location.name, ?range, repeats, error = error.brief(), "request made again");
             sleep(pause.mul_f64(0.5 + jitter())).await;
             pause *= 2;
         }
@@ -161,6 +169,15 @@ impl From<object_store::Error> for Failure {
 }
 
 impl Failure {
+    /// Without what may be secret in a URL.
+    fn brief(&self) -> String {
+        match self {
+            Failure::Service(error) => failure::brief(error),
+            Failure::Store(error) => error.to_string(),
+            Failure::Length { wanted, got } => format!("{got} bytes of {wanted}"),
+        }
+    }
+
     pub(crate) fn into_store_error(self, location: &Location, length: u64) -> StoreError {
         match self {
             Failure::Service(error) => failure::at_reading(&error, location, length),

@@ -28,7 +28,11 @@ pub(crate) fn settings() -> Vec<(String, String)> {
     let credentials = read(file("AWS_SHARED_CREDENTIALS_FILE", "credentials")).unwrap_or_default();
     let titles = [format!("profile {name}"), name];
     let mut settings = of_section(&config, |title| titles.iter().any(|t| t == title));
-    settings.extend(of_section(&credentials, |title| title == titles[1]));
+    let keys = of_section(&credentials, |title| title == titles[1]);
+    if keys.iter().any(|(name, _)| name == "aws_access_key_id") {
+        settings.retain(|(name, _)| !NAMES[..3].iter().any(|(_, key)| key == name));
+    }
+    settings.extend(keys);
     settings
 }
 

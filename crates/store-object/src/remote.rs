@@ -5,17 +5,18 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 
 use bytes::Bytes;
-use object_store::{GetOptions, ObjectStoreExt};
+use object_store::{GetOptions, ObjectStoreExt, UpdateVersion};
 use omnimap_store::{Answers, BackingStore, ReadAt, Result, StoreError, Transfer, Version};
 use tokio::time::timeout;
 
-use crate::connect::{Client, connect};
+use crate::connect::{Client, Purpose, connect};
 use crate::failure::{self, Kind};
 use crate::fetch::{Failure, Source};
-use crate::location::{Location, Service, unusable};
+use crate::location::{Location, Service, hash, unusable};
 use crate::merge::{Request, merge};
 use crate::network::Network;
 use crate::options::RemoteOptions;
+use crate::upload::Published;
 use crate::version::Pinned;
 
 /// Larger requests bring little where several are under way; smaller ones cost as much as their latency.
@@ -71,7 +72,7 @@ impl RemoteStore {
     /// wrong, or the server knows no ranges or no versions. They say what to do.
     pub fn open(url: &str, options: &RemoteOptions) -> Result<RemoteStore> {
         let location = Location::parse(url)?;
-        let client = connect(&location, options)?;
+        let client = connect(&location, options, Purpose::Read)?;
         RemoteStore::open_at(location, client, options)
     }
 
@@ -115,27 +116,27 @@ impl RemoteStore {
         self.source.location.service != Service::Web && self.pinned.strong_tag().is_some()
     }
 
-    pub(crate) fn strong_tag(&self) -> Option<String> {
-        self.pinned.strong_tag().map(str::to_owned)
+    /// What a version that is to replace this one has to name.
+    pub(crate) fn replaceable(&self) -> Option<UpdateVersion> {
+        let tag = self.pinned.strong_tag()?;
+        Some(UpdateVersion { e_tag: Some(tag.to_owned()), version: self.pinned.generation() })
     }
 
-    /// Whether that is its ETag; some services write it with quotes in one place and without in another.
-    pub(crate) fn has_tag(&self, tag: &str) -> bool {
-        self.pinned.strong_tag().is_some_and(|ours| ours.trim_matches('"') == tag.trim_matches('"'))
+    /// A client for writing the object.
+    pub(crate) fn writer(&self) -> Result<Arc<Source>> {
+        let Source { location, options, .. } = &*self.source;
+        let client = connect(location, options, Purpose::Write)?;
+        Ok(Arc::new(Source::new(client, location.clone(), options.clone())))
     }
 
-    /// The version of another ETag and length, over the same connections.
-    pub(crate) fn replaced_by(&self, tag: String, length: u64) -> RemoteStore {
+    /// The version that was published in the place of this one, over the same connections.
+    pub(crate) fn replaced_by(&self, new: Published) -> RemoteStore {
         RemoteStore {
             source: self.source.clone(),
-            pinned: Arc::new(self.pinned.replaced_by(tag, length)),
+            pinned: Arc::new(self.pinned.replaced_by(new)),
             head: Bytes::new(),
             network: self.network.clone(),
         }
-    }
-
-    pub(crate) fn source(&self) -> Arc<Source> {
-        self.source.clone()
     }
 
     pub(crate) fn network(&self) -> &Network {
@@ -144,8 +145,8 @@ impl RemoteStore {
 
     /// The object as it is now, over the same connections.
     pub(crate) fn reopen_present(&self, options: &RemoteOptions) -> Result<RemoteStore> {
-        let Source { client, s3, location, .. } = &*self.source;
-        let client = Client { store: client.clone(), s3: s3.clone() };
+        let Source { client, s3, service, location, .. } = &*self.source;
+        let client = Client { store: client.clone(), service: service.clone(), s3: s3.clone() };
         RemoteStore::open_at(location.clone(), client, options)
     }
 
@@ -184,23 +185,31 @@ async fn open(source: &Source) -> Result<(Pinned, Bytes)> {
 
 async fn try_open(source: &Source) -> Result<(Pinned, Bytes), Failure> {
     let Source { client, location, options, .. } = source;
-    let ask_head = async || client.head(&location.path).await.map(Pinned::of);
-    if options.head_bytes == 0 {
-        return Ok((ask_head().await?, Bytes::new()));
+    let mut wanted = options.head_bytes;
+    if wanted == 0 {
+        match client.head(&location.path).await {
+            Ok(meta) => return Ok((Pinned::of(meta), Bytes::new())),
+            // A URL may be signed for GET alone; not all servers have HEAD.
+            Err(error) if matches!(failure::kind(&error), Kind::Refused | Kind::NotFound | Kind::Other) => {
+                wanted = 1;
+            }
+            Err(error) => return Err(error.into()),
+        }
     }
-    let range = Some(0..options.head_bytes);
-    match client.get_opts(&location.path, GetOptions::new().with_range(range)).await {
+    match client.get_opts(&location.path, GetOptions::new().with_range(Some(0..wanted))).await {
         Ok(answer) => {
             let pinned = Pinned::of(answer.meta.clone());
-            let range = 0..pinned.length().min(options.head_bytes);
+            let range = 0..pinned.length().min(wanted);
             let head = source.collect(answer, &range).await?;
             Ok((pinned, head))
         }
-        // Nothing has no first byte.
-        Err(error) if failure::kind(&error) == Kind::NoSuchRange => match ask_head().await? {
-            empty if empty.length() == 0 => Ok((empty, Bytes::new())),
-            _ => Err(Failure::Store(failure::no_ranges(location))),
-        },
+        // Nothing has no first byte; some servers refuse that, and some give the whole of nothing.
+        Err(error) if matches!(failure::kind(&error), Kind::NoSuchRange | Kind::NoRanges) => {
+            match client.get_opts(&location.path, GetOptions::new()).await?.meta {
+                empty if empty.size == 0 => Ok((Pinned::of(empty), Bytes::new())),
+                _ => Err(Failure::Store(failure::no_ranges(location))),
+            }
+        }
         Err(error) => Err(error.into()),
     }
 }
@@ -222,7 +231,11 @@ impl BackingStore for RemoteStore {
     }
 
     fn version(&self) -> Option<Version> {
-        self.pinned.version()
+        // An ETag is of one resource only (RFC 9110, 8.8.3), and the name may leave out what tells two of them apart.
+        let Source { location, service, .. } = &*self.source;
+        let tag = self.pinned.strong_tag()?;
+        let place = hash(&format!("{} {service}", location.identity));
+        Some(Version::new(format!("{tag}, {} bytes, {place:016x}", self.len())))
     }
 
     fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<usize> {
@@ -260,8 +273,10 @@ impl BackingStore for RemoteStore {
             self.network.spawn(async move { drop(sender.send((range.start, reads, fetch.await))) });
         }
         drop(sender);
+        let mut missing: Vec<bool> = wanted.iter().map(|range| !range.is_empty()).collect();
         for (start, numbers, outcome) in receiver {
             for number in numbers {
+                missing[number] = false;
                 let range = &wanted[number];
                 let count = (range.end - range.start) as usize;
                 came(
@@ -277,12 +292,18 @@ impl BackingStore for RemoteStore {
                 );
             }
         }
+        for (number, _) in missing.into_iter().enumerate().filter(|(_, missing)| *missing) {
+            came(
+                number,
+                Err(StoreError::Panicked { message: "a request ended without an outcome".to_owned() }),
+            );
+        }
     }
 
     /// The same version, over connections of the process that calls.
     fn reopen(&self) -> Result<Arc<dyn BackingStore>> {
         let source = &self.source;
-        let client = connect(&source.location, &source.options)?;
+        let client = connect(&source.location, &source.options, Purpose::Read)?;
         let new = Source::new(client, source.location.clone(), source.options.clone());
         Ok(Arc::new(RemoteStore {
             source: Arc::new(new),

@@ -7,7 +7,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use object_store::multipart::{MultipartStore, PartId};
 use object_store::{
     Attribute, Attributes, GetOptions, ObjectMeta, PutMode, PutMultipartOptions, PutOptions, PutPayload,
-    UpdateVersion,
+    PutResult, UpdateVersion,
 };
 use omnimap_store::{Result, StoreError};
 use tokio::task::spawn_blocking;
@@ -25,10 +25,10 @@ const PARTS_MAX: u64 = 9_000;
 /// What is uploaded in one piece where there is a choice.
 pub(crate) const WHOLE_BYTES_MAX: u64 = 16 << 20;
 /// And where there is none: it must be in memory.
-const WHOLE_BYTES_MAX_ELSEWHERE: u64 = 512 << 20;
+pub(crate) const WHOLE_BYTES_MAX_ELSEWHERE: u64 = 512 << 20;
 pub(crate) const PARTS_TOGETHER: usize = 8;
-/// How a new version tells which sync made it.
-const MARK: &str = "omnimap-sync";
+/// How a new version tells which sync made it; the name is one that all services take.
+const MARK: &str = "omnimapsync";
 
 /// What is uploaded: bytes that can be read at any place.
 pub(crate) trait Contents: Send + Sync + 'static {
@@ -42,11 +42,25 @@ pub(crate) trait Contents: Send + Sync + 'static {
 /// The version to be replaced, and the mark of the next.
 #[derive(Clone)]
 pub(crate) struct Replace {
-    pub(crate) tag: String,
+    pub(crate) version: UpdateVersion,
     pub(crate) mark: String,
 }
 
-/// Uploads; gives the ETag of the new version, if the service told it.
+/// A version that was made.
+#[derive(Debug, Clone)]
+pub(crate) struct Published {
+    pub(crate) tag: String,
+    pub(crate) version: Option<String>,
+    pub(crate) length: u64,
+}
+
+impl Published {
+    fn of_meta(meta: ObjectMeta) -> Option<Published> {
+        Some(Published { tag: meta.e_tag?, version: meta.version, length: meta.size })
+    }
+}
+
+/// Uploads the next version.
 ///
 /// # Errors
 /// [`StoreError::Changed`] if the object is another version by now.
@@ -54,42 +68,66 @@ pub(crate) async fn upload(
     source: Arc<Source>,
     contents: Arc<dyn Contents>,
     replace: Replace,
-) -> Result<Option<String>> {
+) -> Result<Published> {
     let length = contents.len();
-    let outcome = match &source.s3 {
-        Some(s3) if length > WHOLE_BYTES_MAX => in_parts(&source, s3.clone(), contents, &replace).await,
-        _ if length <= WHOLE_BYTES_MAX_ELSEWHERE => whole(&source, contents, &replace).await,
-        _ => {
-            let reason = "an object of this service is replaced as a whole, which is limited to 512 MiB; export the changes \
-                          (omnimap export), and upload the file with the service's own tool";
-            return Err(unusable(&source.location.name, reason));
-        }
+    let outcome = match attributes(&source, &replace).await {
+        Ok(attributes) => match &source.s3 {
+            Some(s3) if length > WHOLE_BYTES_MAX => {
+                in_parts(&source, s3.clone(), contents, &replace, attributes).await
+            }
+            _ if length <= WHOLE_BYTES_MAX_ELSEWHERE => whole(&source, contents, &replace, attributes).await,
+            _ => {
+                let reason = "an object of this service is replaced as a whole, which is limited to 512 MiB; export the \
+                              changes (omnimap export), and upload the file with the service's own tool";
+                return Err(unusable(&source.location.name, reason));
+            }
+        },
+        Err(failed) => Err(failed),
     };
     let failed = match outcome {
-        Ok(tag) => return Ok(tag),
+        Ok(PutResult { e_tag: Some(tag), version, .. }) => return Ok(Published { tag, version, length }),
+        // Asked for below.
+        Ok(_) => {
+            Failure::Store(StoreError::Changed { how: "the service does not tell its version".to_owned() })
+        }
         Err(failed) => failed,
     };
     // The answer may have been lost, and the request made again.
-    if let Ok(Some(meta)) = marked(&source, &replace.mark).await {
-        return Ok(meta.e_tag);
+    if let Ok(Some((mark, published))) = marked(&source).await
+        && mark == replace.mark
+    {
+        return Ok(published);
     }
     Err(match failed {
         Failure::Store(error) => error,
         Failure::Service(error) => match failure::kind(&error) {
-            Kind::OtherVersion | Kind::NotFound => {
-                StoreError::Changed { how: "the service has another version of it by now".to_owned() }
-            }
+            Kind::OtherVersion | Kind::NotFound => other_version(),
             _ => failure::at_writing(&error, &source.location, length),
         },
     })
 }
 
-/// The object as it is, if it has the mark of a sync.
-pub(crate) async fn marked(source: &Source, mark: &str) -> Result<Option<ObjectMeta>, object_store::Error> {
-    let options = GetOptions::new().with_head(true);
-    let answer = source.client.get_opts(&source.location.path, options).await?;
-    let found = answer.attributes.get(&Attribute::Metadata(MARK.into()));
-    Ok(found.is_some_and(|found| found.as_ref() == mark).then_some(answer.meta))
+fn other_version() -> StoreError {
+    StoreError::Changed { how: "the service has another version of it by now".to_owned() }
+}
+
+/// The mark of the object as it is, if a sync made it.
+pub(crate) async fn marked(source: &Source) -> Result<Option<(String, Published)>, object_store::Error> {
+    let answer = source.client.get_opts(&source.location.path, GetOptions::new().with_head(true)).await?;
+    let mark = answer.attributes.get(&Attribute::Metadata(MARK.into())).map(|mark| mark.as_ref().to_owned());
+    Ok(mark.and_then(|mark| Some((mark, Published::of_meta(answer.meta)?))))
+}
+
+/// What the object has beside its bytes (its type, what users noted …), with the mark.
+async fn attributes(source: &Source, replace: &Replace) -> Result<Attributes, Failure> {
+    let answer = source.client.get_opts(&source.location.path, GetOptions::new().with_head(true)).await?;
+    // Found out before anything is uploaded, most likely.
+    if answer.meta.e_tag != replace.version.e_tag {
+        return Err(Failure::Store(other_version()));
+    }
+    let mut attributes = answer.attributes;
+    attributes.insert(Attribute::Metadata(MARK.into()), replace.mark.clone().into());
+    Ok(attributes)
 }
 
 enum Failure {
@@ -111,24 +149,16 @@ async fn read(contents: &Arc<dyn Contents>, range: Range<u64>) -> Result<Vec<u8>
     read.map_err(panicked).and_then(|outcome| outcome).map_err(Failure::Store)
 }
 
-fn attributes(mark: &str) -> Attributes {
-    Attributes::from_iter([(Attribute::Metadata(MARK.into()), mark.to_owned())])
-}
-
 async fn whole(
     source: &Source,
     contents: Arc<dyn Contents>,
     replace: &Replace,
-) -> Result<Option<String>, Failure> {
+    attributes: Attributes,
+) -> Result<PutResult, Failure> {
     let bytes = read(&contents, 0..contents.len()).await?;
-    let version = UpdateVersion { e_tag: Some(replace.tag.clone()), version: None };
-    let options = PutOptions {
-        mode: PutMode::Update(version),
-        attributes: attributes(&replace.mark),
-        ..PutOptions::default()
-    };
-    let put = source.client.put_opts(&source.location.path, PutPayload::from(bytes), options).await?;
-    Ok(put.e_tag)
+    let options =
+        PutOptions { mode: PutMode::Update(replace.version.clone()), attributes, ..PutOptions::default() };
+    Ok(source.client.put_opts(&source.location.path, PutPayload::from(bytes), options).await?)
 }
 
 /// How long the parts of an upload are, the last one aside.
@@ -141,22 +171,24 @@ async fn in_parts(
     s3: Arc<S3>,
     contents: Arc<dyn Contents>,
     replace: &Replace,
-) -> Result<Option<String>, Failure> {
+    attributes: Attributes,
+) -> Result<PutResult, Failure> {
     let path = &source.location.path;
     let length = contents.len();
     let part_bytes = part_bytes_of(length);
-    let options = PutMultipartOptions { attributes: attributes(&replace.mark), ..Default::default() };
+    let tag = replace.version.e_tag.as_deref().unwrap_or_default();
+    let options = PutMultipartOptions { attributes, ..Default::default() };
     let id = s3.client.create_multipart_opts(path, options).await?;
     let work = async {
         let parts = (0..length.div_ceil(part_bytes)).map(|number| {
             let range = number * part_bytes..((number + 1) * part_bytes).min(length);
-            part(source, &s3, &contents, replace, &id, number as usize, range)
+            part(source, &s3, &contents, tag, &id, number as usize, range)
         });
         let parts: Vec<PartId> = stream::iter(parts).buffered(PARTS_TOGETHER).try_collect().await?;
-        s3.conditions.set(&id, &replace.tag);
+        s3.conditions.set(&id, tag);
         let completed = s3.client.complete_multipart(path, &id, parts).await;
         s3.conditions.forget(&id);
-        Ok(completed?.e_tag)
+        Ok(completed?)
     };
     let outcome = work.await;
     if outcome.is_err() {
@@ -172,14 +204,14 @@ async fn part(
     source: &Source,
     s3: &S3,
     contents: &Arc<dyn Contents>,
-    replace: &Replace,
+    tag: &str,
     id: &str,
     number: usize,
     range: Range<u64>,
 ) -> Result<PartId, Failure> {
     let path = &source.location.path;
     if contents.is_unchanged(range.clone()) {
-        let from = CopySource { bucket: &s3.bucket, tag: &replace.tag, range: range.clone() };
+        let from = CopySource { bucket: &s3.bucket, tag, range: range.clone() };
         match copy_part(&s3.client, &s3.http, path, id, number, from).await {
             Ok(part) => return Ok(part),
             // Not all services copy: then the bytes go over here.

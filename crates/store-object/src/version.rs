@@ -1,7 +1,9 @@
 //! The version of an object that was opened, and whether an answer is of it.
 
 use object_store::{GetOptions, ObjectMeta};
-use omnimap_store::{StoreError, Version};
+use omnimap_store::StoreError;
+
+use crate::upload::Published;
 
 /// What the server said of an object when it was opened.
 #[derive(Debug, Clone)]
@@ -13,9 +15,19 @@ impl Pinned {
         Pinned(meta)
     }
 
-    /// The same object of another ETag and length.
-    pub(crate) fn replaced_by(&self, tag: String, length: u64) -> Pinned {
-        Pinned(ObjectMeta { e_tag: Some(tag), size: length, ..self.0.clone() })
+    /// The version that was published in the place of this one.
+    pub(crate) fn replaced_by(&self, new: Published) -> Pinned {
+        // In the text of some answers it is without its quotes.
+        let tag = match new.tag.starts_with('"') {
+            true => new.tag,
+            false => format!("\"{}\"", new.tag),
+        };
+        Pinned(ObjectMeta { e_tag: Some(tag), version: new.version, size: new.length, ..self.0.clone() })
+    }
+
+    /// As the service counts versions, if it does.
+    pub(crate) fn generation(&self) -> Option<String> {
+        self.0.version.clone()
     }
 
     pub(crate) fn length(&self) -> u64 {
@@ -35,11 +47,6 @@ impl Pinned {
     /// Whether anything tells this version from another.
     pub(crate) fn is_version(&self) -> bool {
         self.0.e_tag.is_some() || self.modified().is_some()
-    }
-
-    /// A version that promises the same bytes.
-    pub(crate) fn version(&self) -> Option<Version> {
-        self.strong_tag().map(|tag| Version::new(format!("{tag}, {} bytes", self.length())))
     }
 
     /// As people may see it.

@@ -5,16 +5,17 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use omnimap_store::{BackingStore, Result, StoreError, Transfer, Writability};
 
 use crate::changes::{BLOCK_BYTES, Changes, Layer, State, Syncing, data_path};
 use crate::failure;
-use crate::location::{Location, unusable};
+use crate::fetch::Source;
+use crate::location::{Location, hash, unusable};
 use crate::options::RemoteOptions;
 use crate::remote::RemoteStore;
-use crate::upload::{Contents, Replace, marked, upload};
+use crate::upload::{Contents, Published, Replace, marked, upload};
 
 /// An object of S3, Google Cloud Storage or Azure whose changes are collected in a local directory, and become a new version
 /// when they are synced.
@@ -34,9 +35,17 @@ pub struct WorkingCopy {
     writing: RwLock<()>,
     /// Held while a block is made of what was there and what is written.
     in_parts: Mutex<()>,
-    /// One sync, or change of the length, at a time.
-    syncing: Mutex<()>,
+    /// One sync, or change of the length, at a time; and the marks of those that seemed to fail since the last one that did not.
+    syncing: Mutex<Vec<String>>,
+    /// Whether a new version may be about to replace the one that is read from.
+    publishing: Mutex<bool>,
+    published: Condvar,
+    /// Uploads.
+    writer: Arc<Source>,
 }
+
+/// So many syncs may have failed since one did not; of those before, it is not asked any more whether they did.
+const MARKS_MAX: usize = 64;
 
 /// How the object looks now: the newest changes before those on their way before the version that was opened.
 struct Present {
@@ -98,7 +107,7 @@ impl WorkingCopy {
         let (changes, left) = Changes::open(&directory).map_err(opened)?;
         let next = left.as_ref().map_or(0, |(_, layer)| layer.generation + 1);
         let newest = changes.begin(next, base.len()).map_err(opened)?;
-        let length = base.len();
+        let (length, writer) = (base.len(), base.writer()?);
         let present =
             Present { base, base_bytes: length, length, is_resized: false, newest, under_way: None };
         let copy = WorkingCopy {
@@ -109,6 +118,9 @@ impl WorkingCopy {
             writing: RwLock::default(),
             in_parts: Mutex::default(),
             syncing: Mutex::default(),
+            publishing: Mutex::default(),
+            published: Condvar::new(),
+            writer,
         };
         if let Some((state, layer)) = left {
             copy.take_up(state, layer)?;
@@ -162,19 +174,17 @@ impl WorkingCopy {
     /// Goes on with a sync that was interrupted.
     fn take_up(&self, state: State, layer: Layer) -> Result<()> {
         let base = self.present().base.clone();
-        let Some(Syncing { mark, generation }) = state.syncing else { return Ok(()) };
-        let source = base.source();
-        let look = async move {
-            marked(&source, &mark).await.map_err(|error| failure::at_opening(&error, &source.location))
-        };
-        if base.network().wait(look)?.is_some() {
+        let Some(Syncing { marks, generation }) = state.syncing else { return Ok(()) };
+        let found = self.mark()?;
+        if let Some((mark, _)) = &found
+            && Some(mark) == marks.last()
+        {
             // It had been published, and only the answer was lost.
-            return self
-                .changes
-                .end_sync(&self.open_state(), generation + 1)
-                .map_err(|source| local("sync", 0, source));
+            let ended = self.changes.end_sync(&self.open_state(), generation + 1);
+            return ended.map_err(|source| local("sync", 0, source));
         }
-        if state.version != base.server_version() {
+        let is_ours = found.is_some_and(|(mark, _)| marks.contains(&mark));
+        if state.version != base.server_version() && !is_ours {
             let reason = format!(
                 "{} has changes to another version of it ({}, and now it is {}): save them by `omnimap export`, and forget \
                  them by `omnimap diff --discard`",
@@ -187,11 +197,46 @@ impl WorkingCopy {
         {
             let mut present = self.present_mut();
             present.length = state.length;
-            present.base_bytes = state.base_bytes;
+            present.base_bytes = state.base_bytes.min(base.len());
             present.is_resized = true;
             present.under_way = Some(layer);
         }
+        *lock(&self.syncing) = marks;
         self.sync()
+    }
+
+    /// The mark that the object has now.
+    fn mark(&self) -> Result<Option<(String, Published)>> {
+        let source = self.writer.clone();
+        let base = self.present().base.clone();
+        base.network().wait(async move {
+            marked(&source).await.map_err(|error| failure::at_opening(&error, &source.location))
+        })
+    }
+
+    /// Reads; once more, if that failed because a sync has replaced the version that was read from meanwhile.
+    fn read_anew<T>(
+        &self,
+        find: impl Fn(&Present) -> T,
+        mut read: impl FnMut(T) -> Result<()>,
+    ) -> Result<()> {
+        loop {
+            let (base, found) = {
+                let present = self.present();
+                (present.base.clone(), find(&present))
+            };
+            match read(found) {
+                Err(StoreError::Changed { how }) => {
+                    let publishing = lock(&self.publishing);
+                    let limit = self.options.read_time_max;
+                    drop(self.published.wait_timeout_while(publishing, limit, |publishing| *publishing));
+                    if Arc::ptr_eq(&base, &self.present().base) {
+                        return Err(StoreError::Changed { how });
+                    }
+                }
+                outcome => return outcome,
+            }
+        }
     }
 
     fn present(&self) -> RwLockReadGuard<'_, Present> {
@@ -240,8 +285,11 @@ impl WorkingCopy {
         let block = offset / BLOCK_BYTES;
         let start = block * BLOCK_BYTES;
         let mut whole = vec![0; ((start + BLOCK_BYTES).min(length) - start) as usize];
-        let places = self.present().places(start..start + whole.len() as u64);
-        read_places(places, start, &mut whole)?;
+        let range = start..start + whole.len() as u64;
+        self.read_anew(
+            |present| present.places(range.clone()),
+            |places| read_places(places, start, &mut whole),
+        )?;
         whole[(offset - start) as usize..][..bytes.len()].copy_from_slice(bytes);
         self.write_blocks(block, &whole)
     }
@@ -275,45 +323,70 @@ impl WorkingCopy {
     }
 
     /// Makes the newest generation the one that is under way, durably, and begins another; nothing, if nothing has changed.
-    fn freeze(&self) -> Result<Option<Frozen>> {
+    fn freeze(&self, marks: &mut Vec<String>) -> Result<Option<Frozen>> {
+        let failed = |source| local("sync", 0, source);
+        // Most of it before anybody has to wait.
+        let data = self.present().newest.data.clone();
+        data.sync_data().map_err(failed)?;
         let _nobody_writes = self.hold_writes();
         self.absorb()?;
-        let mut present = self.present_mut();
-        if !present.is_resized && present.newest.blocks.is_empty() {
-            return Ok(None);
+        let (state, frozen) = {
+            let mut present = self.present_mut();
+            if !present.is_resized && present.newest.blocks.is_empty() {
+                return Ok(None);
+            }
+            let Some(version) = present.base.replaceable() else {
+                return Err(unusable(&self.name, "its service names no strong ETag any more"));
+            };
+            let mark = format!("{:016x}{:016x}", random(), random());
+            marks.push(mark.clone());
+            marks.drain(..marks.len().saturating_sub(MARKS_MAX));
+            let next = self.changes.begin(present.newest.generation + 1, present.length).map_err(failed)?;
+            // From now on nothing is written to it, whatever fails below.
+            let layer = std::mem::replace(&mut present.newest, next);
+            present.under_way = Some(layer.clone());
+            let state = State {
+                name: self.name.clone(),
+                version: present.base.server_version(),
+                version_bytes: present.base.len(),
+                base_bytes: present.base_bytes,
+                length: present.length,
+                syncing: Some(Syncing { generation: layer.generation, marks: marks.clone() }),
+            };
+            let (base, base_bytes, length) = (present.base.clone(), present.base_bytes, present.length);
+            (state, Frozen { base, base_bytes, length, layer, replace: Replace { version, mark } })
+        };
+        self.changes.begin_sync(&state, &frozen.layer).map_err(failed)?;
+        if let Err(error) = self.changes.remove_before(frozen.layer.generation) {
+            tracing::debug!(object = self.name, %error, "older changes stay until it is opened again");
         }
-        let Some(tag) = present.base.strong_tag() else {
-            return Err(unusable(&self.name, "its service names no strong ETag any more"));
+        Ok(Some(frozen))
+    }
+
+    /// Uploads; over a version that an earlier sync of this copy made, and seemed to fail, once more.
+    fn publish(&self, mut frozen: Frozen, marks: &[String]) -> Result<Published> {
+        let base = frozen.base.clone();
+        let send = |frozen: &Frozen| {
+            let contents: Arc<dyn Contents> = Arc::new(frozen.clone());
+            base.network().wait(upload(self.writer.clone(), contents, frozen.replace.clone()))
         };
-        let mark = format!("{:016x}{:016x}", random(), random());
-        let layer = present.newest.clone();
-        let state = State {
-            name: self.name.clone(),
-            version: present.base.server_version(),
-            version_bytes: present.base.len(),
-            base_bytes: present.base_bytes,
-            length: present.length,
-            syncing: Some(Syncing { generation: layer.generation, mark: mark.clone() }),
-        };
-        let begun = self.changes.begin(layer.generation + 1, present.length);
-        let newest = begun.map_err(|source| local("sync", 0, source))?;
-        let named = self.changes.begin_sync(&state, &layer);
-        named
-            .and_then(|()| self.changes.remove_before(layer.generation))
-            .map_err(|source| local("sync", 0, source))?;
-        present.newest = newest;
-        present.under_way = Some(layer.clone());
-        Ok(Some(Frozen {
-            base: present.base.clone(),
-            base_bytes: present.base_bytes,
-            length: present.length,
-            layer,
-            replace: Replace { tag, mark },
-        }))
+        match send(&frozen) {
+            Err(StoreError::Changed { how }) => match self.mark() {
+                Ok(Some((mark, ours))) if marks.contains(&mark) => {
+                    frozen.base_bytes = frozen.base_bytes.min(ours.length);
+                    frozen.base = Arc::new(frozen.base.replaced_by(ours));
+                    frozen.replace.version = frozen.base.replaceable().unwrap_or(frozen.replace.version);
+                    send(&frozen)
+                }
+                _ => Err(StoreError::Changed { how }),
+            },
+            outcome => outcome,
+        }
     }
 }
 
 /// The object as it is to be published.
+#[derive(Clone)]
 struct Frozen {
     base: Arc<RemoteStore>,
     base_bytes: u64,
@@ -329,12 +402,6 @@ fn directory_of(changes: &Path, name: &str) -> PathBuf {
         name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '_' }).collect();
     let end = short.len().saturating_sub(80);
     changes.join(format!("{}-{:016x}", &short[end..], hash(name)))
-}
-
-/// FNV-1a: a name on disk has to be the same with each compiler.
-fn hash(text: &str) -> u64 {
-    text.bytes()
-        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 impl Present {
@@ -389,7 +456,7 @@ fn read_places(places: Vec<(Range<u64>, Place)>, start: u64, into: &mut [u8]) ->
     Ok(())
 }
 
-fn lock(mutex: &Mutex<()>) -> MutexGuard<'_, ()> {
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -429,15 +496,17 @@ impl BackingStore for WorkingCopy {
     }
 
     fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<usize> {
-        let (range, places) = {
-            let present = self.present();
-            let end = offset.saturating_add(into.len() as u64).min(present.length);
+        let wanted = into.len() as u64;
+        let mut count = 0;
+        let find = |present: &Present| {
+            let end = offset.saturating_add(wanted).min(present.length);
             let range = offset.min(end)..end;
-            let places = present.places(range.clone());
-            (range, places)
+            (present.places(range.clone()), range)
         };
-        let count = (range.end - range.start) as usize;
-        read_places(places, range.start, &mut into[..count])?;
+        self.read_anew(find, |(places, range)| {
+            count = (range.end - range.start) as usize;
+            read_places(places, range.start, &mut into[..count])
+        })?;
         Ok(count)
     }
 
@@ -489,11 +558,22 @@ impl BackingStore for WorkingCopy {
     }
 
     fn sync(&self) -> Result<()> {
-        let _turn = lock(&self.syncing);
-        let Some(frozen) = self.freeze()? else { return Ok(()) };
-        let (base, length, newest) = (frozen.base.clone(), frozen.length, frozen.layer.generation + 1);
-        let replace = frozen.replace.clone();
-        let new = base.network().wait(upload(base.source(), Arc::new(frozen), replace)).map_err(|error| match error {
+        let mut marks = lock(&self.syncing);
+        let Some(frozen) = self.freeze(&mut marks)? else { return Ok(()) };
+        let newest = frozen.layer.generation + 1;
+        *lock(&self.publishing) = true;
+        let outcome = self.publish(frozen, &marks);
+        if let Ok(new) = &outcome {
+            // The next condition is that of the new version.
+            let mut present = self.present_mut();
+            present.base = Arc::new(present.base.replaced_by(new.clone()));
+            present.base_bytes = present.length;
+            present.is_resized = false;
+            present.under_way = None;
+        }
+        *lock(&self.publishing) = false;
+        self.published.notify_all();
+        outcome.map_err(|error| match error {
             StoreError::Changed { how } => StoreError::Changed {
                 how: format!(
                     "{how}; nothing was overwritten, and what was stored here is kept in {}: save it by `omnimap export`",
@@ -502,23 +582,29 @@ impl BackingStore for WorkingCopy {
             },
             other => other,
         })?;
-        // Published. The next condition is that of the new version.
+        marks.clear();
+        self.changes.end_sync(&self.open_state(), newest).map_err(|source| local("sync", 0, source))
+    }
+
+    fn refresh(&self) -> Result<()> {
+        let _turn = lock(&self.syncing);
+        let _nobody_writes = self.hold_writes();
+        let base = self.present().base.clone();
         let mut options = self.options.clone();
         options.head_bytes(0);
-        let now = base.reopen_present(&options)?;
-        let now = match new {
-            // Replaced again since: what was published counts as ours, and cannot be read any more.
-            Some(tag) if !now.has_tag(&tag) => base.replaced_by(tag, length),
-            _ => now,
-        };
-        {
-            let mut present = self.present_mut();
-            present.base = Arc::new(now);
-            present.base_bytes = present.length;
-            present.is_resized = false;
-            present.under_way = None;
+        let now = Arc::new(base.reopen_present(&options)?);
+        let mut present = self.present_mut();
+        if now.server_version() == base.server_version() {
+            return Ok(());
         }
-        self.changes.end_sync(&self.open_state(), newest).map_err(|source| local("sync", 0, source))
+        if present.is_resized || present.under_way.is_some() || !present.newest.blocks.is_empty() {
+            let how = "and there are changes to the version before, which no sync has published".to_owned();
+            return Err(StoreError::Changed { how });
+        }
+        let length = now.len();
+        present.newest.data.set_len(length).map_err(|source| local("resizing the changes", 0, source))?;
+        (present.base, present.base_bytes, present.length) = (now, length, length);
+        Ok(())
     }
 
     fn is_atomic(&self) -> bool {

@@ -327,3 +327,75 @@ fn many_threads_read_one_store() {
         });
     });
 }
+
+#[test]
+fn an_object_is_asked_for_as_its_url_is_written() {
+    within(LIMIT, || {
+        let server = WebServer::start(bytes(100));
+        let host = server.url().replace("/object", "");
+        for path in ["/group%2Fproject/raw", "/directory/", "/a//b", "/a%20b?alt=media"] {
+            RemoteStore::open(&format!("{host}{path}"), &options()).unwrap();
+            assert_eq!(server.asked()[0].target, path);
+        }
+        let with_password = host.replace("http://", "http://me:pass%2Fword@");
+        let store = RemoteStore::open(&format!("{with_password}/object"), &options()).unwrap();
+        // me:pass/word
+        assert_eq!(server.asked()[0].authorization.as_deref(), Some("Basic bWU6cGFzcy93b3Jk"));
+        server.misbehave(Misconduct::Status(401), 1);
+        let told =
+            RemoteStore::open(&format!("{with_password}/object"), &options()).err().unwrap().to_string();
+        assert!(!told.contains("Fword") && !store.name().contains("Fword"), "{told}");
+    });
+}
+
+#[test]
+fn without_a_head_an_object_is_opened_where_head_is_refused() {
+    within(LIMIT, || {
+        let server = WebServer::start(bytes(LENGTH));
+        let mut headless = options();
+        headless.head_bytes(0);
+        for status in [403, 405] {
+            // That is how a URL that was signed for GET alone answers.
+            server.misbehave(Misconduct::Status(status), 1);
+            let store = RemoteStore::open(&server.url(), &headless).unwrap();
+            assert_eq!(store.len(), LENGTH, "{status}");
+        }
+        server.asked();
+        RemoteStore::open(&server.url(), &headless).unwrap();
+        let asked = server.asked();
+        assert_eq!((asked.len(), asked[0].method.as_str()), (1, "HEAD"), "{asked:?}");
+    });
+}
+
+#[test]
+fn servers_that_give_the_whole_of_nothing_have_empty_objects() {
+    within(LIMIT, || {
+        let server = WebServer::start(Vec::new());
+        server.set_ranges(false);
+        assert!(open(&server).is_empty());
+    });
+}
+
+#[test]
+fn a_time_limit_may_be_none() {
+    within(LIMIT, || {
+        let server = WebServer::start(bytes(LENGTH));
+        let mut patient = options();
+        patient.read_time_max(Duration::MAX);
+        let store = RemoteStore::open(&server.url(), &patient).unwrap();
+        assert_eq!(read(&store, 1 << 20, 10).unwrap().len(), 10);
+    });
+}
+
+#[test]
+fn objects_that_differ_in_their_query_alone_are_different_versions() {
+    within(LIMIT, || {
+        let server = WebServer::start(bytes(100));
+        let version = |query: &str| {
+            let store = RemoteStore::open(&format!("{}?{query}", server.url()), &options()).unwrap();
+            store.version().unwrap()
+        };
+        assert_ne!(version("id=1"), version("id=2"));
+        assert_eq!(version("id=1&X-Amz-Signature=a"), version("id=1&X-Amz-Signature=b"));
+    });
+}

@@ -52,7 +52,11 @@ fn is_right(bytes: &[u8], shift: u64) -> bool {
 /// The files with bytes of objects.
 fn spans(directory: &Path) -> Vec<PathBuf> {
     let inside = |path: PathBuf| fs::read_dir(path).into_iter().flatten().flatten().map(|e| e.path());
-    inside(directory.into()).filter(|p| p.is_dir()).flat_map(inside).filter(|p| p.is_file()).collect()
+    inside(directory.into())
+        .filter(|p| p.is_dir() && !p.ends_with("users"))
+        .flat_map(inside)
+        .filter(|p| p.is_file())
+        .collect()
 }
 
 fn bytes_of(directory: &Path) -> u64 {

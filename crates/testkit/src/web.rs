@@ -52,6 +52,8 @@ pub struct Asked {
     pub range: Option<Range<u64>>,
     /// The ETag that the object had to have.
     pub if_match: Option<String>,
+    /// Who asked.
+    pub authorization: Option<String>,
 }
 
 /// Serves one object at all paths, on this machine.
@@ -296,6 +298,7 @@ fn read_request(connection: &TcpStream) -> Option<Asked> {
         target: words.next()?.to_owned(),
         range: None,
         if_match: None,
+        authorization: None,
     };
     let mut body = 0;
     loop {
@@ -304,6 +307,7 @@ fn read_request(connection: &TcpStream) -> Option<Asked> {
         let Some((name, value)) = line.trim_end().split_once(": ") else { break };
         match name.to_ascii_lowercase().as_str() {
             "range" => asked.range = parse_range(value),
+            "authorization" => asked.authorization = Some(value.to_owned()),
             "if-match" => asked.if_match = Some(value.to_owned()),
             "content-length" => body = value.parse().ok()?,
             _ => {}

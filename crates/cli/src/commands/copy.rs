@@ -10,7 +10,7 @@
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -106,9 +106,17 @@ fn download(options: &MapOptions, store: Arc<dyn BackingStore>, destination: &Pa
         let text = fs::read_to_string(&note).ok()?;
         text.strip_prefix(of.as_deref()?)?.trim().parse::<u64>().ok().filter(|done| *done <= length)
     };
-    let mut done = begun().unwrap_or(0);
     let context = || part.display().to_string();
     let file = File::options().write(true).create(true).truncate(false).open(&part).with_context(context)?;
+    if file.try_lock().is_err() || !is_at(&file, &part) {
+        bail!("{}: another omnimap cp is writing it", destination.display());
+    }
+    let there = file.metadata().with_context(context)?.len();
+    let mut done = begun().filter(|done| *done <= there).unwrap_or(0);
+    if done == 0 && note.exists() {
+        // It is about other bytes than those that come now.
+        fs::remove_file(&note).with_context(|| note.display().to_string())?;
+    }
     file.set_len(done).with_context(context)?;
     let bar = progress::bytes("copying", Some(length));
     let mapping = options.map_shared(store)?;
@@ -127,10 +135,16 @@ fn download(options: &MapOptions, store: Arc<dyn BackingStore>, destination: &Pa
         }
     }
     file.sync_all().with_context(context)?;
-    fs::rename(&part, destination).with_context(|| destination.display().to_string())?;
     let _ = fs::remove_file(&note);
+    fs::rename(&part, destination).with_context(|| destination.display().to_string())?;
     bar.finish_and_clear();
     Ok(())
+}
+
+/// Whether an open file is the one of a name: another copy may have given it another meanwhile.
+fn is_at(file: &File, path: &Path) -> bool {
+    let id = |meta: &fs::Metadata| (meta.dev(), meta.ino());
+    matches!((file.metadata(), fs::metadata(path)), (Ok(open), Ok(named)) if id(&open) == id(&named))
 }
 
 /// A file that has the old text or the new one.

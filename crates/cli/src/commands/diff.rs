@@ -47,6 +47,7 @@ impl Arguments {
                     "version": kept.version,
                     "version_bytes": kept.version_bytes,
                     "bytes": kept.length,
+                    "zeros_from": kept.base_bytes,
                     "changed": ranges(kept),
                 })
             });
@@ -55,6 +56,9 @@ impl Arguments {
             writeln!(output, "{}, changes to the version {}:", kept.name, kept.version)?;
             if kept.length != kept.version_bytes {
                 writeln!(output, "{:>16}  bytes, and it had {}", kept.length, kept.version_bytes)?;
+            }
+            if kept.base_bytes < kept.version_bytes.min(kept.length) {
+                writeln!(output, "{:>16}  zeros from there on, but for what follows", kept.base_bytes)?;
             }
             for range in &kept.ranges {
                 writeln!(output, "{:>16}  {}", range.start, size::show(range.end - range.start))?;

@@ -55,9 +55,17 @@ impl Arguments {
             )
             .with_context(name)?;
         }
-        if !self.onto_current {
+        if !self.onto_current || kept.length != kept.version_bytes {
             file.as_file().set_len(kept.length).with_context(name)?;
         }
+        // What was cut off, before the object got longer again, is zeros.
+        let zeros = kept.base_bytes..kept.version_bytes.min(kept.length);
+        file.seek(SeekFrom::Start(zeros.start))?;
+        std::io::copy(
+            &mut std::io::repeat(0).take(zeros.end.saturating_sub(zeros.start)),
+            file.as_file_mut(),
+        )
+        .with_context(name)?;
         let mut data = File::open(&kept.data).with_context(|| kept.data.display().to_string())?;
         for range in &kept.ranges {
             data.seek(SeekFrom::Start(range.start))?;

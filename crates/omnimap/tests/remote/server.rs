@@ -72,6 +72,11 @@ impl S3 {
         });
     }
 
+    /// Does something with a client of the server.
+    pub(crate) fn wait<T>(&self, work: impl AsyncFnOnce(&AmazonS3) -> T) -> T {
+        self.runtime.block_on(work(&self.client))
+    }
+
     pub(crate) fn get(&self, key: &str) -> Vec<u8> {
         self.runtime
             .block_on(async { self.client.get(&Key::from(key)).await.unwrap().bytes().await.unwrap() })

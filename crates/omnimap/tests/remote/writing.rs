@@ -248,3 +248,26 @@ fn what_is_written_during_a_sync_is_not_lost_and_not_part_of_it() {
         assert!(s3.get("object").iter().all(|byte| *byte == 9) && current.len() == 20 << 20);
     });
 }
+
+#[test]
+fn what_others_noted_of_an_object_stays() {
+    use object_store::{Attribute, ObjectStore, ObjectStoreExt, PutOptions};
+    within(LIMIT, || {
+        let s3 = S3::start();
+        let key = object_store::path::Path::from("object");
+        let noted = [(Attribute::ContentType, "text/csv"), (Attribute::Metadata("owner".into()), "me")];
+        for length in [MIB, 20 * MIB] {
+            let options =
+                PutOptions { attributes: noted.clone().into_iter().collect(), ..PutOptions::default() };
+            s3.wait(async |client| client.put_opts(&key, bytes(length).into(), options).await.unwrap());
+            let directory = tempfile::tempdir().unwrap();
+            let copy = WorkingCopy::open(&url("object"), &s3.options(), directory.path()).unwrap();
+            omnimap::store::BackingStore::write_at(&copy, 7, b"x").unwrap();
+            omnimap::store::BackingStore::sync(&copy).unwrap();
+            let found = s3.wait(async |client| client.get(&key).await.unwrap().attributes);
+            for (name, value) in &noted {
+                assert_eq!(found.get(name).map(AsRef::as_ref), Some(*value), "of {length} bytes");
+            }
+        }
+    });
+}

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! DIRECTORY/usage                 how many bytes are taken, under a lock
+//! DIRECTORY/users/…               a locked file of each user that lives
 //! DIRECTORY/<object, version>/<n> the n-th MiB of that object, as far as it was fetched (span.rs)
 //! ```
 //! A file says of each page what its checksum is, whose seed is the object, its version and the page's place: what a crash has
@@ -13,13 +14,15 @@
 mod span;
 mod store;
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::thread;
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::{FlockOperation, flock};
 
@@ -34,6 +37,11 @@ const LEASE_BYTES_MAX: u64 = 4 << 20;
 const LEASE_SHARE: u64 = 32;
 /// How much of the bound is left taken when something had to go.
 const KEPT_PERCENT: u64 = 90;
+/// How often and how far apart a lock is tried for.
+const LOCK_TRIES: u32 = 40;
+const LOCK_PAUSE: Duration = Duration::from_millis(5);
+const USAGE: &str = "usage";
+const USERS: &str = "users";
 const USAGE_MAGIC: &[u8; 8] = b"omnitier";
 
 /// A bounded directory of fetched bytes.
@@ -60,6 +68,7 @@ pub struct DiskTier {
     bytes_max: u64,
     /// Bytes that are counted in `usage` and not written yet.
     lease: Mutex<u64>,
+    user: User,
     made_in: u32,
 }
 
@@ -70,16 +79,21 @@ impl DiskTier {
     /// If it cannot be made or written.
     pub fn open(directory: impl Into<PathBuf>, bytes_max: u64) -> Result<Arc<DiskTier>> {
         let directory = directory.into();
-        let tier = DiskTier {
-            bytes_max: bytes_max.max(BYTES_MIN),
-            lease: Mutex::new(0),
-            directory,
-            made_in: process::id(),
+        let open = || {
+            make_directory(&directory.join(USERS))?;
+            // Whoever else uses the directory is not waited for.
+            open_own(&directory.join(USAGE))?;
+            User::new(&directory)
         };
-        let opened = fs::create_dir_all(&tier.directory).and_then(|()| tier.lock_usage());
-        match opened {
-            Ok(_) => Ok(Arc::new(tier)),
-            Err(source) => Err(StoreError::Open { name: tier.directory.display().to_string(), source }),
+        match open() {
+            Ok(user) => Ok(Arc::new(DiskTier {
+                bytes_max: bytes_max.max(BYTES_MIN),
+                lease: Mutex::new(0),
+                made_in: process::id(),
+                user,
+                directory,
+            })),
+            Err(source) => Err(StoreError::Open { name: directory.display().to_string(), source }),
         }
     }
 
@@ -117,18 +131,21 @@ impl DiskTier {
     fn take(&self, bytes: u64) -> io::Result<bool> {
         let mut lease = self.lease.lock().unwrap_or_else(PoisonError::into_inner);
         if *lease < bytes {
-            let more = (bytes - *lease).max(LEASE_BYTES_MAX.min(self.bytes_max / LEASE_SHARE));
+            let more = (bytes - *lease).max(self.lease_bytes());
             if more > self.bytes_max / 2 {
                 return Ok(false);
             }
             let usage = self.lock_usage()?;
-            let mut used = match usage.read() {
-                Some(used) => used,
-                None => self.look_through(u64::MAX)?,
+            let counted = usage.read();
+            let used = match counted {
+                Some(used) if used + more <= self.bytes_max => used,
+                // Files are counted anew, and what others may have counted and not written yet.
+                _ => {
+                    let leases = self.leases_of_others()? + *lease;
+                    let most = self.bytes_max * KEPT_PERCENT / 100;
+                    self.look_through(most.saturating_sub(more + leases))? + leases
+                }
             };
-            if used + more > self.bytes_max {
-                used = self.look_through(self.bytes_max * KEPT_PERCENT / 100 - more)?;
-            }
             if used + more > self.bytes_max {
                 return Ok(false);
             }
@@ -137,6 +154,26 @@ impl DiskTier {
         }
         *lease -= bytes;
         Ok(true)
+    }
+
+    fn lease_bytes(&self) -> u64 {
+        LEASE_BYTES_MAX.min(self.bytes_max / LEASE_SHARE)
+    }
+
+    /// What other users of the directory may have counted and not written yet.
+    fn leases_of_others(&self) -> io::Result<u64> {
+        let mut others = 0;
+        for entry in
+            fs::read_dir(self.directory.join(USERS))?.flatten().filter(|e| e.path() != self.user.path)
+        {
+            let Ok(file) = File::open(entry.path()) else { continue };
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                // It is dead.
+                Ok(()) => drop(fs::remove_file(entry.path())),
+                Err(_) => others += self.lease_bytes(),
+            }
+        }
+        Ok(others)
     }
 
     /// Removes what was used longest ago until at most `keep` bytes are left; gives how many are.
@@ -166,10 +203,7 @@ impl DiskTier {
     }
 
     fn lock_usage(&self) -> io::Result<Usage> {
-        let path = self.directory.join("usage");
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
-        flock(&file, FlockOperation::LockExclusive)?;
-        Ok(Usage(file))
+        Ok(Usage(Locked::new(open_own(&self.directory.join(USAGE))?)?))
     }
 }
 
@@ -184,6 +218,7 @@ impl Drop for DiskTier {
             let usage = self.lock_usage()?;
             usage.read().map_or(Ok(()), |used| usage.write(used.saturating_sub(lease)))
         };
+        let _ = fs::remove_file(&self.user.path);
         if let Err(error) = give_back() {
             tracing::debug!(directory = %self.directory.display(), %error, "the disk tier's count stays too high");
         }
@@ -197,20 +232,71 @@ fn is_ours(entry: &fs::DirEntry, digits: usize) -> bool {
         .is_some_and(|name| name.len() == digits && name.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
+/// A directory, or a file, whose bytes nobody else has to see.
+fn make_directory(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+fn open_own(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
+}
+
+/// A file that nobody else has locked, until it is dropped.
+struct Locked(File);
+
+impl Locked {
+    /// Tries for a moment: nobody depends on what is kept, and whoever has the lock may have been stopped.
+    fn new(file: File) -> io::Result<Locked> {
+        for _ in 0..LOCK_TRIES {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(Locked(file)),
+                Err(rustix::io::Errno::WOULDBLOCK) => thread::sleep(LOCK_PAUSE),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(io::Error::new(io::ErrorKind::WouldBlock, "somebody else has it locked"))
+    }
+}
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        // A forked child may have a copy of the descriptor, which would keep the lock.
+        let _ = flock(&self.0, FlockOperation::Unlock);
+    }
+}
+
+/// A file that is locked as long as this user of the directory lives.
+struct User {
+    path: PathBuf,
+    _file: File,
+}
+
+impl User {
+    fn new(directory: &Path) -> io::Result<User> {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let name = format!("{}-{}", process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let path = directory.join(USERS).join(name);
+        let file = open_own(&path)?;
+        // One that is left of a process of the same number is nobody's.
+        flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+        Ok(User { path, _file: file })
+    }
+}
+
 /// The count, locked until it is dropped.
-struct Usage(File);
+struct Usage(Locked);
 
 impl Usage {
     /// Nothing, if nobody has counted yet, or the file is damaged.
     fn read(&self) -> Option<u64> {
         let mut bytes = [0; 16];
-        self.0.read_exact_at(&mut bytes, 0).ok()?;
+        self.0.0.read_exact_at(&mut bytes, 0).ok()?;
         let (magic, count) = bytes.split_at(8);
         (magic == USAGE_MAGIC).then(|| u64::from_le_bytes(count.try_into().expect("eight bytes")))
     }
 
     fn write(&self, count: u64) -> io::Result<()> {
-        self.0.write_all_at(&[*USAGE_MAGIC, count.to_le_bytes()].concat(), 0)
+        self.0.0.write_all_at(&[*USAGE_MAGIC, count.to_le_bytes()].concat(), 0)
     }
 }
 

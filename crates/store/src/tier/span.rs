@@ -7,14 +7,15 @@
 //! ```
 //! Pages are written before their entries, by one process at a time (flock); readers lock nothing.
 
-use std::fs::{File, FileTimes, OpenOptions};
+use std::fs::{File, FileTimes};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::{FlockOperation, flock};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use super::{Locked, open_own};
 
 pub(super) const PAGE_BYTES: u64 = 4096;
 pub(super) const SPAN_PAGES: u64 = 256;
@@ -34,6 +35,8 @@ pub(super) struct Span {
     key: u128,
     number: u64,
     entries: Vec<Entry>,
+    /// Of one that is written to.
+    _lock: Option<Locked>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,23 +53,20 @@ impl Span {
 
     /// The span to be written to, which others cannot write to meanwhile; a file that is no span is made one.
     pub(super) fn open_to_write(path: &Path, key: u128, number: u64) -> io::Result<Span> {
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
-        flock(&file, FlockOperation::LockExclusive)?;
+        let file = open_own(path)?;
+        let lock = Locked::new(file.try_clone()?)?;
         let again = file.try_clone()?;
-        match Span::read(file, key, number)? {
-            Some(span) if span.slots()? < SLOTS_MAX => Ok(span),
+        let span = match Span::read(file, key, number)? {
+            Some(span) if span.slots()? < SLOTS_MAX => span,
             _ => {
                 again.set_len(0)?;
                 again.write_all_at(&identity(key, number), 0)?;
                 again.set_len(HEAD_BYTES)?;
-                Ok(Span {
-                    file: again,
-                    key,
-                    number,
-                    entries: vec![Entry { checksum: 0, slot: 0 }; SPAN_PAGES as usize],
-                })
+                let entries = vec![Entry { checksum: 0, slot: 0 }; SPAN_PAGES as usize];
+                Span { file: again, key, number, entries, _lock: None }
             }
-        }
+        };
+        Ok(Span { _lock: Some(lock), ..span })
     }
 
     fn read(file: File, key: u128, number: u64) -> io::Result<Option<Span>> {
@@ -84,7 +84,7 @@ impl Span {
             slot: u32::from_le_bytes(bytes[8..12].try_into().expect("four bytes")),
         };
         let entries = head[ENTRIES_AT as usize..].chunks_exact(ENTRY_BYTES).map(entry).collect();
-        Ok(Some(Span { file, key, number, entries }))
+        Ok(Some(Span { file, key, number, entries, _lock: None }))
     }
 
     fn slots(&self) -> io::Result<u64> {

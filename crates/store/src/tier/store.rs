@@ -7,7 +7,7 @@ use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::span::{HEAD_BYTES, PAGE_BYTES, SPAN_BYTES, SPAN_PAGES, Span};
-use super::{DiskTier, span_path};
+use super::{DiskTier, make_directory, span_path};
 use crate::{BackingStore, ReadAt, Result, StoreError, Transfer, Version};
 
 /// A store whose bytes are kept in a [`DiskTier`]. Read-only.
@@ -93,7 +93,7 @@ impl Tiered {
             return Ok(());
         }
         if let Some(directory) = path.parent() {
-            fs::create_dir_all(directory)?;
+            make_directory(directory)?;
         }
         let mut span = Span::open_to_write(&path, self.key, number)?;
         // It was there, and has gone meanwhile.
