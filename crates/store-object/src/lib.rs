@@ -13,6 +13,7 @@ mod connect;
 mod create;
 mod failure;
 mod fetch;
+mod kept;
 mod location;
 mod merge;
 mod network;
@@ -24,7 +25,8 @@ mod version;
 mod working_copy;
 
 pub use create::put;
+pub use kept::KeptChanges;
 pub use location::local_path;
 pub use options::RemoteOptions;
 pub use remote::{RemoteCounts, RemoteStore};
-pub use working_copy::{KeptChanges, WorkingCopy};
+pub use working_copy::WorkingCopy;

@@ -1,18 +1,19 @@
 //! An object of a bucket, to be written.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use omnimap_store::{BackingStore, Result, StoreError, Transfer, Writability};
 
-use crate::changes::{BLOCK_BYTES, Changes, Layer, State, Syncing, data_path};
+use crate::changes::{BLOCK_BYTES, Changes, Layer, State, Syncing};
 use crate::failure;
 use crate::fetch::Source;
-use crate::location::{Location, hash, unusable};
+use crate::kept::directory_of;
+use crate::location::unusable;
 use crate::options::RemoteOptions;
 use crate::remote::RemoteStore;
 use crate::upload::{Contents, Published, Replace, marked, upload};
@@ -66,26 +67,6 @@ enum Place {
     Zeros,
 }
 
-/// Changes that were not published.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct KeptChanges {
-    /// The object's URL.
-    pub name: String,
-    /// The version that they were made to, as its server names it.
-    pub version: String,
-    /// Bytes of that version.
-    pub version_bytes: u64,
-    /// The object's length with the changes.
-    pub length: u64,
-    /// What was changed, in whole blocks of 4 KiB but for the object's end.
-    pub ranges: Vec<Range<u64>>,
-    /// A file that has the changed bytes where they are in the object.
-    pub data: PathBuf,
-    /// Bytes of the version that count still: what is behind them, and not changed, is zeros.
-    pub base_bytes: u64,
-}
-
 impl WorkingCopy {
     /// Opens an object to be changed; what is changed is kept below `changes` until it is published.
     ///
@@ -126,49 +107,6 @@ impl WorkingCopy {
             copy.take_up(state, layer)?;
         }
         Ok(copy)
-    }
-
-    /// The changes to an object that a directory keeps, because a sync was interrupted or in conflict.
-    ///
-    /// # Errors
-    /// If the URL is none, or the directory cannot be read.
-    pub fn kept(url: &str, changes: &Path) -> Result<Option<KeptChanges>> {
-        let name = Location::parse(url)?.name;
-        let directory = directory_of(changes, &name);
-        let look = Changes::look(&directory);
-        let found =
-            look.map_err(|source| StoreError::Open { name: directory.display().to_string(), source })?;
-        let Some((state, blocks)) = found else { return Ok(None) };
-        let Some(syncing) = state.syncing else { return Ok(None) };
-        Ok(Some(KeptChanges {
-            ranges: blocks
-                .iter()
-                .map(|blocks| blocks.start * BLOCK_BYTES..(blocks.end * BLOCK_BYTES).min(state.length))
-                .collect(),
-            name: state.name,
-            version: state.version,
-            version_bytes: state.version_bytes,
-            length: state.length,
-            base_bytes: state.base_bytes,
-            data: data_path(&directory, syncing.generation),
-        }))
-    }
-
-    /// Forgets the changes to an object that a directory keeps.
-    ///
-    /// # Errors
-    /// If somebody has the object open, or the directory cannot be removed.
-    pub fn discard(url: &str, changes: &Path) -> Result<()> {
-        let name = Location::parse(url)?.name;
-        let directory = directory_of(changes, &name);
-        let remove = || {
-            // Nobody else may be at it.
-            let (changes, _) = Changes::open(&directory)?;
-            fs::remove_dir_all(&directory)?;
-            drop(changes);
-            Ok(())
-        };
-        remove().map_err(|source| StoreError::Open { name: directory.display().to_string(), source })
     }
 
     /// Goes on with a sync that was interrupted.
@@ -393,15 +331,6 @@ struct Frozen {
     length: u64,
     layer: Layer,
     replace: Replace,
-}
-
-/// Below which directory the changes to an object are.
-fn directory_of(changes: &Path, name: &str) -> PathBuf {
-    // Names may be longer than a file's name can be, and have any letters.
-    let short: String =
-        name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '_' }).collect();
-    let end = short.len().saturating_sub(80);
-    changes.join(format!("{}-{:016x}", &short[end..], hash(name)))
 }
 
 impl Present {
