@@ -80,6 +80,8 @@ pub(crate) enum Purpose {
 const UPLOAD_TIME_MAX: Duration = Duration::from_secs(600);
 
 pub(crate) fn connect(location: &Location, options: &RemoteOptions, purpose: Purpose) -> Result<Client> {
+    // A program that has chosen another keeps it.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let settings = settings(location, options, purpose);
     let tells = |name: &str| ["endpoint", "account_name", "base_url"].iter().any(|part| name.contains(part));
     let service = settings.iter().filter(|(_, name, _)| tells(name)).map(|(_, _, value)| value.as_str());
