@@ -32,6 +32,8 @@ pub(crate) struct S3 {
 
 impl S3 {
     pub(crate) fn start() -> S3 {
+        // Its client is not ours, which would have done so.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         // Beside the tests: temporary directories may be memory.
         let beside = std::env::current_exe().unwrap();
         let directory = tempfile::tempdir_in(beside.parent().unwrap()).unwrap();
