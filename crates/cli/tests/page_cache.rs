@@ -215,7 +215,7 @@ fn l01_lock_comes_back_when_a_process_in_the_background_has_locked() {
     let output = omnimap(&["lock", "-vd", "-P", name(&pid_file), "--", name(&file)]);
     let process: u32 = fs::read_to_string(&pid_file).unwrap().trim().parse().unwrap();
     let locked = locked_kib(process);
-    signal(process, rustix::process::Signal::INT);
+    signal(process, rustix::process::Signal::TERM);
     assert_eq!(locked, 16 * page_bytes() / 1024);
     assert!(output.status.success(), "{}", text(&output.stderr));
     assert!(text(&output.stdout).contains("16 pages"), "{}", text(&output.stdout));
