@@ -56,6 +56,8 @@ fn cat_and_stat_take_urls() {
         for part in ["3 MiB (3145728 bytes)", "ETag \"version-1\"", "requests for ranges", "100.0 %"] {
             assert!(told.contains(part), "{part}: {told}");
         }
+        let told = String::from_utf8(run(&["stat", &format!("plain+{url}")]).stdout).unwrap();
+        assert!(told.contains("plain\n"), "{told}");
         let told = run(&["stat", url, "--json"]).stdout;
         let told: serde_json::Value = serde_json::from_slice(&told).unwrap();
         assert_eq!((&told["bytes"], &told["kept_bytes"]), (&(3 * MIB).into(), &serde_json::Value::Null));

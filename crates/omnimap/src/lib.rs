@@ -71,6 +71,7 @@ pub use omnimap_store_object::{KeptChanges, RemoteCounts, RemoteOptions, RemoteS
 pub use options::MapOptions;
 pub use place::Reservation;
 pub use residency::Residency;
+pub use source::as_url;
 pub use writable::{MappingMut, SharedMapping, SyncMode};
 
 /// The machine: what it allows, and its own mappings to compare with.

@@ -169,8 +169,17 @@ pub(crate) enum ToWrite<'a> {
     Object(Arc<dyn BackingStore>),
 }
 
-/// A text that is a URL, and the format that stands before it.
-fn as_url(source: &Path) -> Option<(Option<Format>, &str)> {
+/// The URL that a source names, and the format that stands before it; nothing, if the source is a path.
+///
+/// # Example
+/// ```
+/// use std::path::Path;
+/// use omnimap::{Format, as_url};
+///
+/// assert_eq!(as_url(Path::new("zstd+s3://bucket/key")), Some((Some(Format::Zstd), "s3://bucket/key")));
+/// assert_eq!(as_url(Path::new("directory/file")), None);
+/// ```
+pub fn as_url(source: &Path) -> Option<(Option<Format>, &str)> {
     let text = source.to_str()?;
     let (scheme, _) = text.split_once("://")?;
     let is_scheme = |text: &str| {

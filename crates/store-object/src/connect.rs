@@ -185,8 +185,9 @@ fn settings(location: &Location, options: &RemoteOptions, purpose: Purpose) -> S
     settings.extend(options.settings.iter().map(|(n, v)| (From::User, n.clone(), v.clone())));
     from_one_place(&mut settings);
     // Somebody who names an endpoint without encryption wants it.
-    let is_plain =
-        |(_, name, value): &(From, String, String)| name.contains("endpoint") && value.starts_with("http://");
+    let is_plain = |(_, name, value): &(From, String, String)| {
+        ["endpoint", "base_url"].iter().any(|part| name.contains(part)) && value.starts_with("http://")
+    };
     if location.url.scheme() == "http" || settings.iter().any(is_plain) {
         settings.insert(0, (From::Here, "allow_http".to_owned(), "true".to_owned()));
     }

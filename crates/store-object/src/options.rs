@@ -48,7 +48,7 @@ impl RemoteOptions {
         self
     }
 
-    /// How long one request may take, from its beginning to its last byte.
+    /// How long one request that reads may take, from its beginning to its last byte. (One of an upload may take 10 minutes.)
     pub fn request_time_max(&mut self, time: Duration) -> &mut Self {
         self.request_time_max = time;
         self

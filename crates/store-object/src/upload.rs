@@ -122,7 +122,8 @@ pub(crate) async fn marked(source: &Source) -> Result<Option<(String, Published)
 async fn attributes(source: &Source, replace: &Replace) -> Result<Attributes, Failure> {
     let answer = source.client.get_opts(&source.location.path, GetOptions::new().with_head(true)).await?;
     // Found out before anything is uploaded, most likely.
-    if answer.meta.e_tag != replace.version.e_tag {
+    let bare = |tag: &Option<String>| tag.as_ref().map(|tag| tag.trim_matches('"').to_owned());
+    if bare(&answer.meta.e_tag) != bare(&replace.version.e_tag) {
         return Err(Failure::Store(other_version()));
     }
     let mut attributes = answer.attributes;

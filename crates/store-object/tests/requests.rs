@@ -12,6 +12,19 @@ const LIMIT: Duration = Duration::from_secs(60);
 const READ_LIMIT: Duration = Duration::from_millis(2500);
 const LENGTH: u64 = (3 << 20) + 17;
 
+/// After these a request is made again.
+const REPEATED: [Misconduct; 9] = [
+    Misconduct::Reset,
+    Misconduct::Truncated,
+    Misconduct::Stalled,
+    Misconduct::Silent,
+    Misconduct::WrongLength,
+    Misconduct::WrongRange,
+    Misconduct::Status(500),
+    Misconduct::Status(503),
+    Misconduct::Status(429),
+];
+
 fn bytes(length: u64) -> Vec<u8> {
     (0..length).map(pattern).collect()
 }
@@ -87,17 +100,7 @@ fn an_object_is_opened_by_one_request_and_its_head_needs_no_other() {
 
 #[test]
 fn connections_that_break_and_servers_that_are_busy_are_asked_again() {
-    for misconduct in [
-        Misconduct::Reset,
-        Misconduct::Truncated,
-        Misconduct::Stalled,
-        Misconduct::Silent,
-        Misconduct::WrongLength,
-        Misconduct::WrongRange,
-        Misconduct::Status(500),
-        Misconduct::Status(503),
-        Misconduct::Status(429),
-    ] {
+    for misconduct in REPEATED {
         let (outcome, asked, time) = read_in_spite_of(misconduct, 2);
         let got = outcome.unwrap_or_else(|error| panic!("{misconduct:?}: {error}, after {asked:?}"));
         assert!(is_right(&got), "{misconduct:?}");
@@ -108,16 +111,7 @@ fn connections_that_break_and_servers_that_are_busy_are_asked_again() {
 
 #[test]
 fn no_misconduct_is_waited_for_longer_than_the_limit() {
-    for misconduct in [
-        Misconduct::Reset,
-        Misconduct::Truncated,
-        Misconduct::Stalled,
-        Misconduct::Silent,
-        Misconduct::WrongLength,
-        Misconduct::WrongRange,
-        Misconduct::Status(500),
-        Misconduct::Status(503),
-    ] {
+    for misconduct in REPEATED {
         let (outcome, asked, time) = read_in_spite_of(misconduct, u32::MAX);
         let error = outcome.unwrap_err();
         assert!(

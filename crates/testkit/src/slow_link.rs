@@ -23,7 +23,11 @@ struct Link {
     bytes: AtomicU64,
     bytes_sent: AtomicU64,
     ends: AtomicBool,
+    told: Mutex<Option<Told>>,
 }
+
+/// Whom a request's first line is told before it is passed on.
+type Told = Box<dyn Fn(&str) + Send>;
 
 impl SlowLink {
     /// Begins to pass on.
@@ -39,6 +43,7 @@ impl SlowLink {
             bytes: AtomicU64::new(0),
             bytes_sent: AtomicU64::new(0),
             ends: AtomicBool::new(false),
+            told: Mutex::default(),
         });
         let accepting = link.clone();
         thread::spawn(move || {
@@ -60,6 +65,11 @@ impl SlowLink {
     /// Requests and bytes of answers since this was asked last.
     pub fn counts(&self) -> (u64, u64) {
         (self.link.requests.swap(0, Ordering::Relaxed), self.link.bytes.swap(0, Ordering::Relaxed))
+    }
+
+    /// Tells each request's first line before it goes on its way.
+    pub fn on_request(&self, told: impl Fn(&str) + Send + 'static) {
+        *self.link.told.lock().unwrap() = Some(Box::new(told));
     }
 
     /// Bytes of requests since this was asked last.
@@ -86,17 +96,21 @@ impl Link {
         let (link, asked) = (self.clone(), answered.clone());
         let (from, to) = (client.try_clone().unwrap(), server.try_clone().unwrap());
         thread::spawn(move || {
-            pass(&from, &to, |count| {
-                link.bytes_sent.fetch_add(count as u64, Ordering::Relaxed);
+            pass(&from, &to, |bytes| {
+                link.bytes_sent.fetch_add(bytes.len() as u64, Ordering::Relaxed);
                 if asked.swap(false, Ordering::Relaxed) {
                     link.requests.fetch_add(1, Ordering::Relaxed);
+                    if let Some(told) = &*link.told.lock().unwrap() {
+                        told(String::from_utf8_lossy(bytes).lines().next().unwrap_or_default());
+                    }
                     thread::sleep(link.latency);
                 }
             });
         });
         let link = self.clone();
         thread::spawn(move || {
-            pass(&server, &client, |count| {
+            pass(&server, &client, |bytes| {
+                let count = bytes.len();
                 answered.store(true, Ordering::Relaxed);
                 link.bytes.fetch_add(count as u64, Ordering::Relaxed);
                 link.take_line(count);
@@ -116,13 +130,13 @@ impl Link {
     }
 }
 
-fn pass(mut from: &TcpStream, mut to: &TcpStream, before: impl Fn(usize)) {
+fn pass(mut from: &TcpStream, mut to: &TcpStream, before: impl Fn(&[u8])) {
     let mut bytes = vec![0; 64 << 10];
     while let Ok(count) = from.read(&mut bytes) {
         if count == 0 {
             break;
         }
-        before(count);
+        before(&bytes[..count]);
         if to.write_all(&bytes[..count]).is_err() {
             break;
         }

@@ -26,6 +26,12 @@ pub enum Misconduct {
     Silent,
     /// So much time, then the answer.
     Late(Duration),
+    /// What was asked for is done at once, and the answer comes after so much time.
+    Slow(Duration),
+    /// The object is replaced just before.
+    Replaced,
+    /// What was asked for is done, and the connection ends without an answer.
+    Lost,
 }
 
 /// What names the version of the object.
@@ -52,8 +58,14 @@ pub struct Asked {
     pub range: Option<Range<u64>>,
     /// The ETag that the object had to have.
     pub if_match: Option<String>,
+    /// The generation that the object had to have (Google Cloud Storage).
+    pub if_generation: Option<String>,
     /// Who asked.
     pub authorization: Option<String>,
+    /// What is to be noted of the object, as header lines.
+    pub metadata: String,
+    /// What was sent.
+    pub body: Vec<u8>,
 }
 
 /// Serves one object at all paths, on this machine.
@@ -68,13 +80,23 @@ struct Shared {
     ended: Condvar,
 }
 
+/// What some requests meet.
+struct Rule {
+    /// Those of this method alone.
+    method: Option<&'static str>,
+    misconduct: Misconduct,
+    times: u32,
+}
+
 struct State {
     object: Option<Arc<Vec<u8>>>,
     version: u64,
+    /// What was noted of the object when it was put, as header lines.
+    metadata: String,
     validator: Validator,
     ranges: bool,
     conditions: bool,
-    misconduct: Vec<(Misconduct, u32)>,
+    misconduct: Vec<Rule>,
     asked: Vec<Asked>,
     connections: Vec<TcpStream>,
     ends: bool,
@@ -88,6 +110,7 @@ impl WebServer {
         let state = State {
             object: Some(Arc::new(bytes)),
             version: 1,
+            metadata: String::new(),
             validator: Validator::Strong,
             ranges: true,
             conditions: true,
@@ -105,6 +128,7 @@ impl WebServer {
                 if state.ends {
                     return;
                 }
+                connection.set_nodelay(true).unwrap();
                 state.connections.push(connection.try_clone().unwrap());
                 let shared = accepting.clone();
                 thread::spawn(move || while let Some(()) = serve(&shared, &connection) {});
@@ -126,8 +150,12 @@ impl WebServer {
     /// Another version, or none.
     pub fn replace(&self, bytes: Option<Vec<u8>>) {
         let mut state = self.shared.lock();
-        state.object = bytes.map(Arc::new);
-        state.version += 1;
+        state.put(bytes, String::new());
+    }
+
+    /// The object's bytes, if there is one.
+    pub fn object(&self) -> Option<Vec<u8>> {
+        self.shared.lock().object.as_deref().cloned()
     }
 
     /// How versions are named from now on.
@@ -147,7 +175,17 @@ impl WebServer {
 
     /// What the next `times` requests meet.
     pub fn misbehave(&self, misconduct: Misconduct, times: u32) {
-        self.shared.lock().misconduct.push((misconduct, times));
+        self.shared.lock().misconduct.push(Rule { method: None, misconduct, times });
+    }
+
+    /// What the next `times` requests of a method meet.
+    pub fn misbehave_at(&self, method: &'static str, misconduct: Misconduct, times: u32) {
+        self.shared.lock().misconduct.push(Rule { method: Some(method), misconduct, times });
+    }
+
+    /// From now on nothing is done wrong.
+    pub fn behave(&self) {
+        self.shared.lock().misconduct.clear();
     }
 
     /// All requests since this was asked last.
@@ -169,6 +207,38 @@ impl Drop for WebServer {
     }
 }
 
+impl State {
+    fn put(&mut self, bytes: Option<Vec<u8>>, metadata: String) {
+        self.object = bytes.map(Arc::new);
+        self.metadata = metadata;
+        self.version += 1;
+    }
+
+    fn tag(&self) -> String {
+        format!("\"version-{}\"", self.version)
+    }
+
+    /// What an answer says of the object's version.
+    fn validator(&self) -> String {
+        let (tag, metadata) = (self.tag(), &self.metadata);
+        let date = format!("Last-Modified: Wed, 01 Jan 2025 00:00:{:02} GMT\r\n", self.version % 60);
+        let generation = format!("x-goog-generation: {}\r\n", self.version);
+        match self.validator {
+            Validator::Strong => format!("ETag: {tag}\r\n{generation}{date}{metadata}"),
+            Validator::Weak => format!("ETag: W/{tag}\r\n{date}"),
+            Validator::Date => date,
+            Validator::Nothing => String::new(),
+        }
+    }
+
+    fn holds(&self, asked: &Asked) -> bool {
+        let is_tag = asked.if_match.as_ref().is_none_or(|wanted| *wanted == self.tag());
+        let is_generation =
+            asked.if_generation.as_ref().is_none_or(|wanted| *wanted == self.version.to_string());
+        !self.conditions || (is_tag && is_generation)
+    }
+}
+
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -184,15 +254,16 @@ impl Shared {
 /// Answers one request; nothing, if there will be no further one.
 fn serve(shared: &Shared, connection: &TcpStream) -> Option<()> {
     let asked = read_request(connection)?;
-    let (object, version, validator, ranges, conditions, misconduct) = {
+    let misconduct = {
         let mut state = shared.lock();
         state.asked.push(asked.clone());
-        let misconduct = state.misconduct.first_mut().map(|(misconduct, times)| {
-            *times -= 1;
-            *misconduct
+        let of_it = |rule: &&mut Rule| rule.method.is_none_or(|method| method == asked.method);
+        let misconduct = state.misconduct.iter_mut().find(of_it).map(|rule| {
+            rule.times -= 1;
+            rule.misconduct
         });
-        state.misconduct.retain(|(_, times)| *times > 0);
-        (state.object.clone(), state.version, state.validator, state.ranges, state.conditions, misconduct)
+        state.misconduct.retain(|rule| rule.times > 0);
+        misconduct
     };
     match misconduct {
         Some(Misconduct::Silent) => {
@@ -200,20 +271,35 @@ fn serve(shared: &Shared, connection: &TcpStream) -> Option<()> {
             return None;
         }
         Some(Misconduct::Late(time)) => shared.sleep(time),
+        Some(Misconduct::Replaced) => shared.lock().put(Some(b"replaced".to_vec()), String::new()),
         Some(Misconduct::Status(status)) => return refuse(connection, status, ""),
         _ => {}
     }
-    let Some(object) = object else { return refuse(connection, 404, "") };
-    let tag = format!("\"version-{version}\"");
-    let date = format!("Last-Modified: Wed, 01 Jan 2025 00:00:{:02} GMT\r\n", version % 60);
-    let validator = match validator {
-        Validator::Strong => format!("ETag: {tag}\r\n{date}"),
-        Validator::Weak => format!("ETag: W/{tag}\r\n{date}"),
-        Validator::Date => date,
-        Validator::Nothing => String::new(),
+    let (object, validator, ranges, holds) = {
+        let mut state = shared.lock();
+        let holds = state.holds(&asked);
+        if asked.method == "PUT" && holds {
+            state.put(Some(asked.body), asked.metadata);
+        }
+        (state.object.clone(), state.validator(), state.ranges, holds)
     };
-    if conditions && asked.if_match.as_ref().is_some_and(|wanted| *wanted != tag) {
+    match misconduct {
+        Some(Misconduct::Slow(time)) => shared.sleep(time),
+        Some(Misconduct::Lost) => {
+            let _ = connection.shutdown(Shutdown::Both);
+            return None;
+        }
+        _ => {}
+    }
+    let Some(object) = object else { return refuse(connection, 404, "") };
+    if !holds {
         return refuse(connection, 412, &validator);
+    }
+    if asked.method == "PUT" {
+        return send(
+            connection,
+            format!("HTTP/1.1 201 Created\r\nContent-Length: 0\r\n{validator}\r\n").as_bytes(),
+        );
     }
     let length = object.len() as u64;
     let Some(range) = asked.range.filter(|_| ranges) else {
@@ -286,7 +372,7 @@ fn send(mut connection: &TcpStream, bytes: &[u8]) -> Option<()> {
     connection.write_all(bytes).ok()
 }
 
-/// The head of a request; a body is read and forgotten.
+/// One request.
 fn read_request(connection: &TcpStream) -> Option<Asked> {
     // Nobody sends a second request before the first is answered.
     let mut reader = BufReader::new(connection);
@@ -298,9 +384,13 @@ fn read_request(connection: &TcpStream) -> Option<Asked> {
         target: words.next()?.to_owned(),
         range: None,
         if_match: None,
+        if_generation: None,
         authorization: None,
+        metadata: String::new(),
+        body: Vec::new(),
     };
     let mut body = 0;
+    let mut continues = false;
     loop {
         line.clear();
         reader.read_line(&mut line).ok()?;
@@ -309,11 +399,17 @@ fn read_request(connection: &TcpStream) -> Option<Asked> {
             "range" => asked.range = parse_range(value),
             "authorization" => asked.authorization = Some(value.to_owned()),
             "if-match" => asked.if_match = Some(value.to_owned()),
+            "x-goog-if-generation-match" => asked.if_generation = Some(value.to_owned()),
             "content-length" => body = value.parse().ok()?,
+            "expect" => continues = true,
+            name if name.contains("-meta-") => asked.metadata += &format!("{name}: {value}\r\n"),
             _ => {}
         }
     }
-    reader.take(body).read_to_end(&mut Vec::new()).ok()?;
+    if continues {
+        send(connection, b"HTTP/1.1 100 Continue\r\n\r\n")?;
+    }
+    reader.take(body).read_to_end(&mut asked.body).ok()?;
     Some(asked)
 }
 

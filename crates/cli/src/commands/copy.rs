@@ -16,7 +16,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use omnimap::{Advice, BackingStore, Format, MapOptions, RemoteOptions, remote};
+use omnimap::{Advice, BackingStore, Format, MapOptions, RemoteOptions, as_url, remote};
 
 use super::Tier;
 use crate::{progress, size};
@@ -52,18 +52,17 @@ impl Arguments {
         self.tier.apply(&mut options)?;
         let store = options.open_store(&self.source)?;
         let name = file_name(&self.source);
-        let text = self.destination.to_str().unwrap_or_default();
-        match remote::local_path(text)? {
+        let Some((_, url)) = as_url(&self.destination) else {
+            download(&options, store, &in_directory(self.destination.clone(), name)?)?;
+            return Ok(ExitCode::SUCCESS);
+        };
+        match remote::local_path(url)? {
             Some(path) => download(&options, store, &in_directory(path, name)?)?,
-            None if text.contains("://") => {
-                let url = if text.ends_with('/') {
-                    format!("{text}{}", name.context("the source has no name: say that of the object")?)
-                } else {
-                    text.to_owned()
-                };
-                upload(store, &url)?;
+            None if url.ends_with('/') => {
+                let name = name.context("the source has no name: say that of the object")?;
+                upload(store, &format!("{url}{name}"))?;
             }
-            None => download(&options, store, &in_directory(self.destination.clone(), name)?)?,
+            None => upload(store, url)?,
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use omnimap::store::{PackOptions, Packed, pack};
-use omnimap::{Advice, Format, MapOptions, Mapping};
+use omnimap::{Advice, Format, MapOptions, Mapping, as_url};
 
 use crate::{progress, size};
 
@@ -59,7 +59,7 @@ impl Arguments {
             PackOptions { chunk_bytes, level: self.level, threads: self.threads.unwrap_or(defaults.threads) };
         let (input, length): (Box<dyn Read>, _) = if is_dash(&self.input) {
             (Box::new(io::stdin().lock()), None)
-        } else if self.input.to_str().is_some_and(|text| text.contains("://")) {
+        } else if as_url(&self.input).is_some() {
             let mapping =
                 MapOptions::new().advice(Advice::Sequential).format(Format::Plain).open(&self.input)?;
             let length = mapping.len() as u64;

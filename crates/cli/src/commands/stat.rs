@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use omnimap::store::{FileStore, ZstdStore};
-use omnimap::{BackingStore, Format, RemoteOptions, RemoteStore};
+use omnimap::{BackingStore, Format, RemoteOptions, RemoteStore, as_url};
 use serde_json::json;
 
 use super::Tier;
@@ -89,9 +89,9 @@ impl Arguments {
     }
 
     fn look(&self) -> Result<Facts> {
-        let text = self.source.to_str().filter(|text| text.contains("://"));
-        let local = text.map(omnimap::remote::local_path).transpose()?.flatten();
-        let (object, direct, version): (Arc<dyn BackingStore>, _, _) = match (text, local) {
+        let (told, url) = as_url(&self.source).unzip();
+        let local = url.map(omnimap::remote::local_path).transpose()?.flatten();
+        let (object, direct, version): (Arc<dyn BackingStore>, _, _) = match (url, local) {
             (Some(url), None) => {
                 let object = RemoteStore::open(url, &RemoteOptions::new())?;
                 let version = Some(object.server_version());
@@ -115,7 +115,7 @@ impl Arguments {
             version,
             kept_bytes: tier.map(|tier| tier.bytes_kept(&object)),
         };
-        if self.format.detect(&*object)? != Format::Zstd {
+        if told.flatten().unwrap_or(self.format).detect(&*object)? != Format::Zstd {
             return Ok(facts);
         }
         let store = ZstdStore::open(object)?;

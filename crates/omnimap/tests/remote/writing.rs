@@ -1,9 +1,10 @@
 //! New versions of objects: whole, under a condition, and nothing is lost when it does not hold.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
-use omnimap::store::conformance;
+use omnimap::store::{BackingStore, conformance};
 use omnimap::{MapOptions, WorkingCopy};
 use omnimap_testkit::{Prng, skip_without_mappings, within};
 
@@ -108,6 +109,37 @@ fn a_conflict_loses_nothing_on_either_side() {
     }
 }
 
+/// Others write when all has been looked at, and only the last request is left: its condition alone finds that out.
+#[test]
+fn a_conflict_in_the_last_moment_loses_nothing_either() {
+    if skip_without_mappings() {
+        return;
+    }
+    for (length, last) in [(MIB, "PUT "), (40 * MIB, "POST ")] {
+        within(LIMIT, move || {
+            let s3 = Arc::new(S3::start());
+            s3.put("object", &bytes(length));
+            let link = s3.far();
+            let directory = tempfile::tempdir().unwrap();
+            let copy = WorkingCopy::open(&url("object"), &options(link.address()), directory.path()).unwrap();
+            copy.write_at(1000, b"mine").unwrap();
+            let others = s3.clone();
+            let completes =
+                move |line: &str| line.starts_with(last) && (last == "PUT " || line.contains("uploadId="));
+            link.on_request(move |line| {
+                if completes(line) {
+                    others.put("object", b"theirs");
+                }
+            });
+            let told = copy.sync().unwrap_err().to_string();
+            assert!(told.contains("is kept in"), "{told}");
+            assert_eq!(s3.get("object"), b"theirs");
+            let kept = WorkingCopy::kept(&url("object"), directory.path()).unwrap().expect("kept");
+            assert_eq!(kept.length, length);
+        });
+    }
+}
+
 #[test]
 fn an_object_is_made_longer_and_shorter() {
     with_object(3 * MIB + 100, |s3, map, _| {
@@ -201,7 +233,6 @@ fn kills_during_a_sync_leave_one_version_or_the_other() {
 /// What is written while a sync uploads belongs to the next one; and so it does when the upload fails.
 #[test]
 fn what_is_written_during_a_sync_is_not_lost_and_not_part_of_it() {
-    use omnimap::store::BackingStore;
     within(LIMIT, || {
         let s3 = S3::start();
         s3.put("object", &vec![0; 20 << 20]);
@@ -262,8 +293,8 @@ fn what_others_noted_of_an_object_stays() {
             s3.wait(async |client| client.put_opts(&key, bytes(length).into(), options).await.unwrap());
             let directory = tempfile::tempdir().unwrap();
             let copy = WorkingCopy::open(&url("object"), &s3.options(), directory.path()).unwrap();
-            omnimap::store::BackingStore::write_at(&copy, 7, b"x").unwrap();
-            omnimap::store::BackingStore::sync(&copy).unwrap();
+            copy.write_at(7, b"x").unwrap();
+            copy.sync().unwrap();
             let found = s3.wait(async |client| client.get(&key).await.unwrap().attributes);
             for (name, value) in &noted {
                 assert_eq!(found.get(name).map(AsRef::as_ref), Some(*value), "of {length} bytes");
