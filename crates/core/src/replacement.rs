@@ -50,8 +50,13 @@ pub enum Step {
 
 /// One in so many of the pages is new, unless too few are proven.
 const NEW_SHARE: usize = 10;
+/// And so many at the least: were it one, each new page would drive out the one before, used or not.
+const NEW_MIN: usize = 2;
 /// One in so many is new even when others come back: they take the room of proven ones only as those are found unused.
 const NEW_LEAST_SHARE: usize = 20;
+
+/// So many ghosts are remembered however few pages there are: of fewer, most take each other's place.
+const GHOSTS_MIN: usize = 16;
 
 /// Where a page stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,7 +107,7 @@ impl Replacement {
         }
         let (new, main) = (self.len() - self.main_len(), self.main_len());
         let all_used = self.judged_of.is_some_and(|before| main >= before);
-        if !self.proven.is_empty() && (new == 0 || (NEW_SHARE * new < new + main && !all_used)) {
+        if !self.proven.is_empty() && (new == 0 || (is_small(new, new + main) && !all_used)) {
             self.judged_of = Some(main);
             return Step::Judge(take(&mut self.proven, batch));
         }
@@ -160,6 +165,11 @@ impl Replacement {
     }
 }
 
+/// Whether the new ones are fewer than their share of all pages.
+fn is_small(new: usize, all: usize) -> bool {
+    new < NEW_MIN || NEW_SHARE * new < all
+}
+
 /// Takes the first pages out of a queue, and gives back memory where most have moved on to another.
 fn take(queue: &mut VecDeque<CachedPage>, batch: usize) -> Vec<CachedPage> {
     let pages = queue.drain(..batch.min(queue.len())).collect();
@@ -181,8 +191,9 @@ struct Ghosts {
 impl Ghosts {
     /// Remembers a page; of about `wanted` in all, those that came last.
     fn put(&mut self, page: CachedPage, wanted: usize) {
-        if self.tags.len() < wanted.max(1) {
-            self.tags = vec![0; wanted.max(1).next_power_of_two()];
+        let wanted = wanted.max(GHOSTS_MIN).next_power_of_two();
+        if self.tags.len() < wanted {
+            self.tags = vec![0; wanted];
         }
         let (place, tag) = self.locate(page);
         self.tags[place] = tag;
@@ -289,6 +300,17 @@ mod tests {
         });
         assert_eq!(cache.misses(5000..15_000), 10_000);
         assert_eq!(cache.misses(0..80), 0, "of 80 were driven out by pages used once");
+    }
+
+    #[test]
+    fn pages_in_use_drive_out_proven_ones_that_are_not_however_small_the_cache() {
+        for room in 4..40 {
+            let mut cache = Cache::new(room);
+            let hot = room as u64 - 1;
+            cache.misses((0..100).flat_map(|round| (0..hot).chain([1000 + round]).chain(0..hot)));
+            let misses = cache.misses((0..100).flat_map(|_| 100..103));
+            assert!(misses < 60, "{misses} of 300, of three pages in a cache of {room}");
+        }
     }
 
     #[test]
