@@ -13,6 +13,7 @@ use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
 use object_store::client::{HttpClient, HttpConnector, ReqwestConnector};
 use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::http::HttpBuilder;
+use object_store::multipart::MultipartStore;
 use object_store::{BackoffConfig, ClientConfigKey, ClientOptions, ObjectStore, RetryConfig};
 use omnimap_store::Result;
 use percent_encoding::percent_decode_str;
@@ -58,6 +59,8 @@ pub(crate) struct Client {
     /// Which service it is, beyond what the URL says.
     pub(crate) service: String,
     pub(crate) s3: Option<Arc<S3>>,
+    /// Uploads in parts, which buckets take and web servers do not.
+    pub(crate) parts: Option<Arc<dyn MultipartStore>>,
 }
 
 /// What is said to S3 alone.
@@ -98,7 +101,7 @@ pub(crate) fn connect(location: &Location, options: &RemoteOptions, purpose: Pur
     let wrong = |error: object_store::Error| unusable(&location.name, &error.to_string());
     // What comes before the path alone: the path is that of the object.
     let bucket = &location.url[..Position::BeforePath];
-    let store: Arc<dyn ObjectStore> = match location.service {
+    let (store, parts): (Arc<dyn ObjectStore>, Option<Arc<dyn MultipartStore>>) = match location.service {
         Service::S3 => {
             let conditions = Conditions::default();
             let builder = AmazonS3Builder::new()
@@ -111,17 +114,24 @@ pub(crate) fn connect(location: &Location, options: &RemoteOptions, purpose: Pur
             let http = ReqwestConnector::default().connect(&direct).map_err(wrong)?;
             let bucket = location.url.host_str().unwrap_or_default().to_owned();
             let s3 = S3 { client: client.clone(), bucket, conditions, http };
-            return Ok(Client { store: client, service, s3: Some(Arc::new(s3)) });
+            return Ok(Client {
+                store: client.clone(),
+                service,
+                s3: Some(Arc::new(s3)),
+                parts: Some(client),
+            });
         }
         Service::Google => {
             let builder = GoogleCloudStorageBuilder::new().with_retry(retry).with_url(bucket);
             let set = |b: GoogleCloudStorageBuilder, key: GoogleConfigKey, value| b.with_config(key, value);
-            Arc::new(apply(location, builder, settings, set)?.build().map_err(wrong)?)
+            let client = Arc::new(apply(location, builder, settings, set)?.build().map_err(wrong)?);
+            (client.clone(), Some(client))
         }
         Service::Azure => {
             let builder = MicrosoftAzureBuilder::new().with_retry(retry).with_url(bucket);
             let set = |b: MicrosoftAzureBuilder, key: AzureConfigKey, value| b.with_config(key, value);
-            Arc::new(apply(location, builder, settings, set)?.build().map_err(wrong)?)
+            let client = Arc::new(apply(location, builder, settings, set)?.build().map_err(wrong)?);
+            (client.clone(), Some(client))
         }
         Service::Web => {
             // All of it, a query with a signature perhaps, goes with each request; who asks, in a header.
@@ -131,10 +141,10 @@ pub(crate) fn connect(location: &Location, options: &RemoteOptions, purpose: Pur
             let client = ClientOptions::new().with_default_headers(authorization(location));
             let builder = HttpBuilder::new().with_retry(retry).with_url(base).with_client_options(client);
             let set = |b: HttpBuilder, key: ClientConfigKey, value| b.with_config(key, value);
-            Arc::new(apply(location, builder, settings, set)?.build().map_err(wrong)?)
+            (Arc::new(apply(location, builder, settings, set)?.build().map_err(wrong)?), None)
         }
     };
-    Ok(Client { store, service, s3: None })
+    Ok(Client { store, service, s3: None, parts })
 }
 
 /// Basic authentication (RFC 7617), if the URL has a name or a password.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
+use object_store::multipart::MultipartStore;
 use object_store::{GetOptions, GetResult, ObjectStore};
 use omnimap_store::{Result, StoreError};
 use tokio::sync::Semaphore;
@@ -27,6 +28,7 @@ pub(crate) struct Source {
     pub(crate) client: Arc<dyn ObjectStore>,
     /// What S3 can do beyond that.
     pub(crate) s3: Option<Arc<S3>>,
+    pub(crate) parts: Option<Arc<dyn MultipartStore>>,
     /// Which service it is, beyond what the URL says.
     pub(crate) service: String,
     pub(crate) location: Location,
@@ -47,8 +49,8 @@ pub(crate) struct Figures {
 impl Source {
     pub(crate) fn new(client: Client, location: Location, options: RemoteOptions) -> Source {
         let places = Semaphore::new(options.requests_max.get().min(Semaphore::MAX_PERMITS));
-        let Client { store: client, service, s3 } = client;
-        Source { client, s3, service, location, options, figures: Figures::default(), places }
+        let Client { store: client, service, s3, parts } = client;
+        Source { client, s3, parts, service, location, options, figures: Figures::default(), places }
     }
 
     /// The bytes of a range that is inside the object.

@@ -21,10 +21,11 @@ mod options;
 mod profile;
 mod remote;
 mod upload;
+mod upload_note;
 mod version;
 mod working_copy;
 
-pub use create::put;
+pub use create::{put, put_resuming};
 pub use kept::KeptChanges;
 pub use location::local_path;
 pub use options::RemoteOptions;

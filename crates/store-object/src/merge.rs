@@ -50,6 +50,14 @@ mod tests {
     }
 
     #[test]
+    fn a_gap_that_costs_less_than_a_request_is_fetched_too() {
+        let near = 4096 + GAP_BYTES_MAX..8192 + GAP_BYTES_MAX;
+        assert_eq!(merged(&[0..4096, near.clone()]), [(0..near.end, vec![0, 1])]);
+        assert_eq!(merged(&[0..4095, near]).len(), 2);
+        assert!(GAP_BYTES_MAX >= 16 << 10, "at 100 MB/s and 30 ms a request costs far more");
+    }
+
+    #[test]
     fn a_request_does_not_grow_without_end() {
         let reads: Vec<Range<u64>> = (0..64).map(|n| n << 16..(n + 1) << 16).collect();
         let requests = merge(&reads);

@@ -145,8 +145,9 @@ impl RemoteStore {
 
     /// The object as it is now, over the same connections.
     pub(crate) fn reopen_present(&self, options: &RemoteOptions) -> Result<RemoteStore> {
-        let Source { client, s3, service, location, .. } = &*self.source;
-        let client = Client { store: client.clone(), service: service.clone(), s3: s3.clone() };
+        let Source { client, s3, parts, service, location, .. } = &*self.source;
+        let (service, s3, parts) = (service.clone(), s3.clone(), parts.clone());
+        let client = Client { store: client.clone(), service, s3, parts };
         RemoteStore::open_at(location.clone(), client, options)
     }
 

@@ -200,6 +200,19 @@ fn many_small_reads_keep_the_bound_too() {
 }
 
 #[test]
+fn the_bound_counts_what_other_users_may_write_still() {
+    let directory = tempfile::tempdir().unwrap();
+    let bound = 8 * MIB;
+    // Each takes some of the room when it writes first, to use it by and by.
+    let tiers: Vec<_> = (0..40).map(|_| DiskTier::open(directory.path(), bound).unwrap()).collect();
+    for tier in &tiers {
+        assert!(is_right(&read_all(&*tier.before(far("1", 0)))[..100], 0));
+        assert!(tier.bytes_used().unwrap() <= bound, "{}", tier.bytes_used().unwrap());
+    }
+    assert!(bytes_of(directory.path()) <= bound, "{}", bytes_of(directory.path()));
+}
+
+#[test]
 fn a_store_of_no_version_is_not_kept() {
     let directory = tempfile::tempdir().unwrap();
     let tier = DiskTier::open(directory.path(), 64 * MIB).unwrap();

@@ -7,6 +7,7 @@
 //! .NAME.omnimap-part      the bytes
 //! .NAME.omnimap-part.of   the source's name, version and length, and how many bytes are durable
 //! ```
+//! What a service has of an upload is noted by the library.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -23,7 +24,8 @@ use crate::{progress, size};
 
 /// Copy a file, or an object that a URL names, to a file or an object.
 ///
-/// A copy to a file that was interrupted goes on where it was when the same command is given again.
+/// A copy that was interrupted goes on where it was when the same command is given again; to a web server it begins anew. What a
+/// bucket has of an upload that nobody ends costs its owner money, unless a rule of the bucket ends it.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// The file or the URL to copy.
@@ -60,9 +62,9 @@ impl Arguments {
             Some(path) => download(&options, store, &in_directory(path, name)?)?,
             None if url.ends_with('/') => {
                 let name = name.context("the source has no name: say that of the object")?;
-                upload(store, &format!("{url}{name}"))?;
+                upload(&options, store, &format!("{url}{name}"))?;
             }
-            None => upload(store, url)?,
+            None => upload(&options, store, url)?,
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -82,10 +84,11 @@ fn in_directory(path: PathBuf, name: Option<String>) -> Result<PathBuf> {
     Ok(path.join(name))
 }
 
-fn upload(store: Arc<dyn BackingStore>, url: &str) -> Result<()> {
+fn upload(options: &MapOptions, store: Arc<dyn BackingStore>, url: &str) -> Result<()> {
     let bar = progress::bytes("copying", Some(store.len()));
     let told = bar.clone();
-    remote::put(url, &RemoteOptions::new(), store, move |bytes| told.set_position(bytes))?;
+    let notes = options.changes_directory().with_file_name("uploads");
+    remote::put_resuming(url, &RemoteOptions::new(), store, &notes, move |bytes| told.set_position(bytes))?;
     bar.finish_and_clear();
     Ok(())
 }

@@ -3,6 +3,7 @@
 mod figures;
 mod moto;
 mod server;
+mod uploads;
 mod writing;
 
 use std::sync::Arc;

@@ -274,6 +274,8 @@ fn what_is_written_during_a_sync_is_not_lost_and_not_part_of_it() {
         mine.write_at(1 << 20, &page(2)).unwrap();
         mine.sync().unwrap_err();
         let kept = WorkingCopy::kept(&url("object"), &directory.path().join("other")).unwrap().unwrap();
+        let told: Vec<u64> = kept.ranges.iter().map(|range| range.start).collect();
+        assert!(kept.ranges.contains(&(4096..3 * 4096)) && told == [4096, 1 << 20], "{told:?}");
         let data = std::fs::read(kept.data).unwrap();
         assert_eq!((data[4096], data[8192], data[1 << 20]), (1, 2, 2), "all of it is kept");
         assert!(s3.get("object").iter().all(|byte| *byte == 9) && current.len() == 20 << 20);

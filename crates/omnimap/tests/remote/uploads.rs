@@ -1,0 +1,166 @@
+//! Uploads that were interrupted go on where they were.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use object_store::multipart::MultipartStore;
+use omnimap::RemoteOptions;
+use omnimap::remote::put_resuming;
+use omnimap::store::{BackingStore, FileStore, StoreError, Version};
+use omnimap_testkit::{Prng, within};
+
+use crate::server::{S3, options, url};
+use crate::{LIMIT, MIB, bytes};
+
+const LENGTH: u64 = 60 * MIB + 3;
+/// Of an upload of that length.
+const PART: u64 = 8 * MIB;
+
+/// Bytes of one version, of which the first few can be read, and it is counted how many are.
+struct Part {
+    bytes: Vec<u8>,
+    version: u64,
+    readable: u64,
+    read: Arc<AtomicU64>,
+}
+
+impl BackingStore for Part {
+    fn name(&self) -> &str {
+        "a source"
+    }
+
+    fn len(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    fn version(&self) -> Option<Version> {
+        Some(Version::new(self.version.to_string()))
+    }
+
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<usize, StoreError> {
+        let length = into.len() as u64;
+        if offset + length > self.readable {
+            // Not before the others have gone.
+            std::thread::sleep(Duration::from_millis(300));
+            return Err(StoreError::Io { action: "read", length, source: io::Error::other("a broken disk") });
+        }
+        self.read.fetch_add(length, Ordering::Relaxed);
+        into.copy_from_slice(&self.bytes[offset as usize..][..into.len()]);
+        Ok(into.len())
+    }
+}
+
+/// Uploads; gives the outcome, and how many bytes were read for it.
+fn upload(s3: &S3, notes: &Path, version: u64, readable: u64) -> (Result<(), StoreError>, u64) {
+    let read = Arc::new(AtomicU64::new(0));
+    let mut bytes = bytes(LENGTH);
+    bytes[0] = version as u8;
+    let part = Part { bytes, version, readable, read: read.clone() };
+    let told = Arc::new(AtomicU64::new(0));
+    let last = told.clone();
+    let outcome = put_resuming(&url("object"), &s3.options(), Arc::new(part), notes, move |bytes| {
+        last.fetch_max(bytes, Ordering::Relaxed);
+    });
+    if outcome.is_ok() {
+        assert_eq!(told.load(Ordering::Relaxed), LENGTH, "all that is there is told");
+        let mut found = s3.get("object");
+        assert_eq!(std::mem::replace(&mut found[0], bytes_0()), version as u8);
+        assert!(found == crate::bytes(LENGTH));
+        assert_eq!(std::fs::read_dir(notes).unwrap().count(), 0, "the note is gone");
+    }
+    (outcome, read.load(Ordering::Relaxed))
+}
+
+fn bytes_0() -> u8 {
+    bytes(1)[0]
+}
+
+/// The name of the upload that is noted.
+fn noted(notes: &Path) -> String {
+    let note = std::fs::read_dir(notes).unwrap().next().expect("a note").unwrap();
+    let text = std::fs::read_to_string(note.path()).unwrap();
+    text.lines().next().unwrap().strip_prefix("upload ").unwrap().to_owned()
+}
+
+#[test]
+fn an_upload_goes_on_with_the_parts_that_are_missing() {
+    within(LIMIT, || {
+        let s3 = S3::start();
+        let notes = tempfile::tempdir().unwrap();
+        let (outcome, read) = upload(&s3, notes.path(), 1, 3 * PART);
+        let told = outcome.unwrap_err().to_string();
+        assert!(told.contains("a broken disk"), "{told}");
+        assert_eq!(read, 3 * PART);
+        let (outcome, _) = upload(&s3, notes.path(), 1, 5 * PART);
+        outcome.unwrap_err();
+        let (outcome, read) = upload(&s3, notes.path(), 1, LENGTH);
+        outcome.unwrap();
+        assert_eq!(read, LENGTH - 5 * PART, "what had gone went again");
+    });
+}
+
+#[test]
+fn parts_of_another_version_or_that_are_gone_are_not_gone_on_with() {
+    within(LIMIT, || {
+        let s3 = S3::start();
+        let notes = tempfile::tempdir().unwrap();
+        upload(&s3, notes.path(), 1, 3 * PART).0.unwrap_err();
+        let first = noted(notes.path());
+        upload(&s3, notes.path(), 2, 3 * PART).0.unwrap_err();
+        let second = noted(notes.path());
+        assert_ne!(first, second);
+        let path = object_store::path::Path::from("object");
+        s3.wait(async |client| client.abort_multipart(&path, &first).await)
+            .expect_err("nobody goes on with it: it was ended");
+        // As a rule of the bucket may do.
+        s3.wait(async |client| client.abort_multipart(&path, &second).await).unwrap();
+        let (outcome, read) = upload(&s3, notes.path(), 2, LENGTH);
+        outcome.unwrap();
+        assert!(read >= LENGTH, "{read}");
+    });
+}
+
+#[test]
+fn an_upload_whose_process_was_killed_goes_on() {
+    let name = "uploads::an_upload_whose_process_was_killed_goes_on";
+    let put = |options: &RemoteOptions, directory: &Path, told: Arc<AtomicU64>| {
+        let file = FileStore::open(directory.join("file")).unwrap();
+        let told = move |bytes| {
+            told.fetch_max(bytes, Ordering::Relaxed);
+        };
+        put_resuming(&url("object"), options, Arc::new(file), &directory.join("notes"), told)
+    };
+    if let Ok(victim) = std::env::var("OMNIMAP_UPLOAD_VICTIM") {
+        let (address, directory) = victim.split_once(' ').unwrap();
+        put(&options(address.parse().unwrap()), Path::new(directory), Arc::default()).unwrap();
+        return;
+    }
+    within(LIMIT, move || {
+        let s3 = S3::start();
+        let directory = tempfile::tempdir().unwrap();
+        let mut random = Prng::new(7);
+        for round in 0..4 {
+            let mut expected = bytes(LENGTH);
+            expected[5] = round;
+            std::fs::write(directory.path().join("file"), &expected).unwrap();
+            let link = s3.far();
+            let mut victim = std::process::Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", name, "--nocapture"])
+                .env("OMNIMAP_UPLOAD_VICTIM", format!("{} {}", link.address(), directory.path().display()))
+                .stdout(std::process::Stdio::null())
+                .spawn()
+                .unwrap();
+            std::thread::sleep(Duration::from_millis(300 + random.below(400)));
+            assert!(victim.try_wait().unwrap().is_none(), "round {round}: it ended by itself");
+            victim.kill().unwrap();
+            victim.wait().unwrap();
+            let told = Arc::new(AtomicU64::new(0));
+            put(&s3.options(), directory.path(), told.clone()).unwrap();
+            assert_eq!(told.load(Ordering::Relaxed), LENGTH);
+            assert!(s3.get("object") == expected, "round {round}");
+        }
+    });
+}

@@ -1,0 +1,130 @@
+//! What is known of an upload in parts that may be interrupted: a text file, to which a line is added for each part.
+//!
+//! ```text
+//! upload ID
+//! the object, what is uploaded, and the version, length and part size of that
+//! NUMBER ID            of each part that the service has
+//! ```
+//! The lines of parts need not be durable: a part whose line is lost is sent again.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use object_store::multipart::PartId;
+
+/// The file, which nobody else may have open.
+pub(crate) struct UploadNote {
+    path: PathBuf,
+    file: File,
+    of: String,
+}
+
+/// What a file tells.
+pub(crate) struct UnderWay {
+    pub(crate) id: String,
+    pub(crate) parts: BTreeMap<usize, PartId>,
+    /// Whether it is the upload of these bytes, and not of others to the same place.
+    pub(crate) is_this: bool,
+}
+
+impl UploadNote {
+    /// Opens the note of what is uploaded to one place; `of` tells all that must be the same for an upload to go on.
+    ///
+    /// # Errors
+    /// [`WouldBlock`](io::ErrorKind::WouldBlock) if another process is at it.
+    pub(crate) fn open(path: PathBuf, of: &str) -> io::Result<(UploadNote, Option<UnderWay>)> {
+        if let Some(directory) = path.parent() {
+            fs::create_dir_all(directory)?;
+        }
+        let mut file = File::options().read(true).append(true).create(true).open(&path)?;
+        file.try_lock().map_err(io::Error::from)?;
+        // Another may have ended its upload, and with it the file, before it was locked here.
+        let named = fs::metadata(&path).ok().map(|named| (named.dev(), named.ino()));
+        let own = file.metadata()?;
+        if named != Some((own.dev(), own.ino())) {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let mut text = Vec::new();
+        file.read_to_end(&mut text)?;
+        let under_way = UnderWay::parse(&String::from_utf8_lossy(&text), of);
+        Ok((UploadNote { path, file, of: of.to_owned() }, under_way))
+    }
+
+    /// Notes that an upload has begun; what was noted before is forgotten.
+    pub(crate) fn begin(&mut self, id: &str) -> io::Result<()> {
+        self.file.set_len(0)?;
+        write!(self.file, "upload {id}\n{}\n", self.of)?;
+        self.file.sync_all()
+    }
+
+    /// Notes that the service has a part.
+    pub(crate) fn add(&mut self, number: usize, part: &PartId) -> io::Result<()> {
+        // In one piece, so that a line is there or not.
+        self.file.write_all(format!("{number} {}\n", part.content_id).as_bytes())
+    }
+
+    /// There is nothing to go on with any more.
+    pub(crate) fn remove(self) -> io::Result<()> {
+        fs::remove_file(&self.path)
+    }
+}
+
+impl UnderWay {
+    fn parse(text: &str, of: &str) -> Option<UnderWay> {
+        let (first, rest) = text.split_once('\n')?;
+        let id = first.strip_prefix("upload ")?.to_owned();
+        let Some(lines) = rest.strip_prefix(of).and_then(|lines| lines.strip_prefix('\n')) else {
+            return Some(UnderWay { id, parts: BTreeMap::new(), is_this: false });
+        };
+        let mut parts = BTreeMap::new();
+        for line in lines.split_inclusive('\n') {
+            let part = line.strip_suffix('\n').and_then(|line| line.split_once(' '));
+            let Some((number, part)) = part.and_then(|(n, part)| Some((n.parse().ok()?, part))) else {
+                break;
+            };
+            parts.insert(number, PartId { content_id: part.to_owned() });
+        }
+        Some(UnderWay { id, parts, is_this: true })
+    }
+}
+
+/// Where the note of an upload to an object is.
+pub(crate) fn note_path(directory: &Path, object: &str) -> PathBuf {
+    crate::kept::directory_of(directory, object)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_note_tells_what_was_noted_but_for_a_last_line_that_was_cut() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = note_path(&directory.path().join("new"), "s3://bucket/a b/é\n");
+        let (mut note, under_way) = UploadNote::open(path.clone(), "these\nbytes").unwrap();
+        assert!(under_way.is_none());
+        note.begin("first").unwrap();
+        note.begin("second").unwrap();
+        for number in [0, 2, 11] {
+            note.add(number, &PartId { content_id: format!("\"tag {number}\"") }).unwrap();
+        }
+        let busy = UploadNote::open(path.clone(), "these\nbytes").err().unwrap();
+        assert_eq!(busy.kind(), io::ErrorKind::WouldBlock);
+        drop(note);
+        let length = fs::metadata(&path).unwrap().len();
+        File::options().write(true).open(&path).unwrap().set_len(length - 1).unwrap();
+        let (_, under_way) = UploadNote::open(path.clone(), "these\nbytes").unwrap();
+        let under_way = under_way.unwrap();
+        assert!(under_way.is_this);
+        assert_eq!(under_way.id, "second");
+        assert_eq!(under_way.parts.keys().copied().collect::<Vec<_>>(), [0, 2]);
+        assert_eq!(under_way.parts[&2].content_id, "\"tag 2\"");
+        let (note, others) = UploadNote::open(path.clone(), "those").unwrap();
+        assert!(others.is_some_and(|others| !others.is_this && others.id == "second"));
+        note.remove().unwrap();
+        assert!(!path.exists());
+    }
+}
