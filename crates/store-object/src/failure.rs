@@ -28,6 +28,13 @@ pub(crate) enum Kind {
     Other,
 }
 
+/// Of credentials, where the status (400) or the client's kind of error does not tell.
+const REFUSALS: [&str; 5] =
+    ["ExpiredToken", "InvalidToken", "TokenRefreshRequired", "status code: 401", "status code: 403"];
+/// What may be granted later, likewise; the last one is an answer that began well (200) and tells of a failure (S3 completes
+/// uploads so).
+const PASSING: [&str; 3] = ["RequestTimeout", "status code: 408", "Server returned error response"];
+
 pub(crate) fn kind(error: &Error) -> Kind {
     match error {
         Error::NotFound { .. } => Kind::NotFound,
@@ -43,6 +50,8 @@ pub(crate) fn kind(error: &Error) -> Kind {
                 Some(HttpErrorKind::Timeout) => Kind::TimedOut,
                 Some(HttpErrorKind::Connect) => Kind::NoServer,
                 Some(_) => Kind::Broken,
+                None if REFUSALS.iter().any(|refusal| text.contains(refusal)) => Kind::Refused,
+                None if PASSING.iter().any(|passing| text.contains(passing)) => Kind::Busy,
                 None if text.contains("status code: 416") => Kind::NoSuchRange,
                 None if text.contains("status code: 412") => Kind::OtherVersion,
                 None if text.contains("status code: 5") || text.contains("status code: 429") => Kind::Busy,

@@ -22,6 +22,7 @@ mod profile;
 mod remote;
 mod upload;
 mod upload_note;
+mod upload_parts;
 mod version;
 mod working_copy;
 

@@ -26,7 +26,9 @@ const PARTS_MAX: u64 = 9_000;
 pub(crate) const WHOLE_BYTES_MAX: u64 = 16 << 20;
 /// And where there is none: it must be in memory.
 pub(crate) const WHOLE_BYTES_MAX_ELSEWHERE: u64 = 512 << 20;
-pub(crate) const PARTS_TOGETHER: usize = 8;
+const PARTS_TOGETHER_MAX: u64 = 8;
+/// What parts that are sent together take, but that one has to go.
+const TOGETHER_BYTES_MAX: u64 = 64 << 20;
 /// How a new version tells which sync made it; the name is one that all services take.
 const MARK: &str = "omnimapsync";
 
@@ -167,6 +169,11 @@ pub(crate) fn part_bytes_of(length: u64) -> u64 {
     PART_BYTES_MIN.max(length.div_ceil(PARTS_MAX).next_multiple_of(1 << 20))
 }
 
+/// Parts of that size that are sent at the same time.
+pub(crate) fn parts_together(part_bytes: u64) -> usize {
+    (TOGETHER_BYTES_MAX / part_bytes).clamp(1, PARTS_TOGETHER_MAX) as usize
+}
+
 async fn in_parts(
     source: &Source,
     s3: Arc<S3>,
@@ -185,7 +192,8 @@ async fn in_parts(
             let range = number * part_bytes..((number + 1) * part_bytes).min(length);
             part(source, &s3, &contents, tag, &id, number as usize, range)
         });
-        let parts: Vec<PartId> = stream::iter(parts).buffered(PARTS_TOGETHER).try_collect().await?;
+        let parts: Vec<PartId> =
+            stream::iter(parts).buffered(parts_together(part_bytes)).try_collect().await?;
         s3.conditions.set(&id, tag);
         let completed = s3.client.complete_multipart(path, &id, parts).await;
         s3.conditions.forget(&id);

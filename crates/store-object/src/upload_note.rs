@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use object_store::multipart::PartId;
@@ -20,6 +20,8 @@ pub(crate) struct UploadNote {
     path: PathBuf,
     file: File,
     of: String,
+    /// Bytes that are whole lines.
+    length: u64,
 }
 
 /// What a file tells.
@@ -39,31 +41,47 @@ impl UploadNote {
         if let Some(directory) = path.parent() {
             fs::create_dir_all(directory)?;
         }
-        let mut file = File::options().read(true).append(true).create(true).open(&path)?;
-        file.try_lock().map_err(io::Error::from)?;
-        // Another may have ended its upload, and with it the file, before it was locked here.
-        let named = fs::metadata(&path).ok().map(|named| (named.dev(), named.ino()));
-        let own = file.metadata()?;
-        if named != Some((own.dev(), own.ino())) {
-            return Err(io::ErrorKind::WouldBlock.into());
-        }
+        let mut file = loop {
+            let mut options = File::options();
+            let file = options.read(true).append(true).create(true).mode(0o600).open(&path)?;
+            file.try_lock()?;
+            // Another may have ended its upload, and with it the file, before it was locked here.
+            let own = file.metadata()?;
+            let named = fs::metadata(&path).ok().map(|named| (named.dev(), named.ino()));
+            if named == Some((own.dev(), own.ino())) {
+                break file;
+            }
+        };
         let mut text = Vec::new();
         file.read_to_end(&mut text)?;
-        let under_way = UnderWay::parse(&String::from_utf8_lossy(&text), of);
-        Ok((UploadNote { path, file, of: of.to_owned() }, under_way))
+        let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
+        // What was cut would become a part of the next line.
+        file.set_len(whole as u64)?;
+        let under_way = UnderWay::parse(&String::from_utf8_lossy(&text[..whole]), of);
+        Ok((UploadNote { path, file, of: of.to_owned(), length: whole as u64 }, under_way))
     }
 
     /// Notes that an upload has begun; what was noted before is forgotten.
     pub(crate) fn begin(&mut self, id: &str) -> io::Result<()> {
         self.file.set_len(0)?;
-        write!(self.file, "upload {id}\n{}\n", self.of)?;
+        self.length = 0;
+        self.write(&format!("upload {id}\n{}\n", self.of))?;
         self.file.sync_all()
     }
 
     /// Notes that the service has a part.
     pub(crate) fn add(&mut self, number: usize, part: &PartId) -> io::Result<()> {
-        // In one piece, so that a line is there or not.
-        self.file.write_all(format!("{number} {}\n", part.content_id).as_bytes())
+        self.write(&format!("{number} {}\n", part.content_id))
+    }
+
+    fn write(&mut self, text: &str) -> io::Result<()> {
+        if let Err(error) = self.file.write_all(text.as_bytes()) {
+            // Of a line there is all or nothing.
+            self.file.set_len(self.length)?;
+            return Err(error);
+        }
+        self.length += text.len() as u64;
+        Ok(())
     }
 
     /// There is nothing to go on with any more.
@@ -73,6 +91,7 @@ impl UploadNote {
 }
 
 impl UnderWay {
+    /// Of whole lines.
     fn parse(text: &str, of: &str) -> Option<UnderWay> {
         let (first, rest) = text.split_once('\n')?;
         let id = first.strip_prefix("upload ")?.to_owned();
@@ -80,11 +99,9 @@ impl UnderWay {
             return Some(UnderWay { id, parts: BTreeMap::new(), is_this: false });
         };
         let mut parts = BTreeMap::new();
-        for line in lines.split_inclusive('\n') {
-            let part = line.strip_suffix('\n').and_then(|line| line.split_once(' '));
-            let Some((number, part)) = part.and_then(|(n, part)| Some((n.parse().ok()?, part))) else {
-                break;
-            };
+        for line in lines.lines() {
+            let part = line.split_once(' ').and_then(|(n, part)| Some((n.parse().ok()?, part)));
+            let Some((number, part)) = part else { break };
             parts.insert(number, PartId { content_id: part.to_owned() });
         }
         Some(UnderWay { id, parts, is_this: true })
@@ -116,12 +133,16 @@ mod tests {
         drop(note);
         let length = fs::metadata(&path).unwrap().len();
         File::options().write(true).open(&path).unwrap().set_len(length - 1).unwrap();
-        let (_, under_way) = UploadNote::open(path.clone(), "these\nbytes").unwrap();
-        let under_way = under_way.unwrap();
-        assert!(under_way.is_this);
-        assert_eq!(under_way.id, "second");
-        assert_eq!(under_way.parts.keys().copied().collect::<Vec<_>>(), [0, 2]);
-        assert_eq!(under_way.parts[&2].content_id, "\"tag 2\"");
+        for known in [vec![0, 2], vec![0, 2, 12]] {
+            let (mut note, under_way) = UploadNote::open(path.clone(), "these\nbytes").unwrap();
+            let under_way = under_way.unwrap();
+            assert!(under_way.is_this);
+            assert_eq!(under_way.id, "second");
+            assert_eq!(under_way.parts.keys().copied().collect::<Vec<_>>(), known);
+            assert_eq!(under_way.parts[&2].content_id, "\"tag 2\"");
+            // Not as a continuation of what was cut.
+            note.add(12, &PartId { content_id: "twelve".to_owned() }).unwrap();
+        }
         let (note, others) = UploadNote::open(path.clone(), "those").unwrap();
         assert!(others.is_some_and(|others| !others.is_this && others.id == "second"));
         note.remove().unwrap();
