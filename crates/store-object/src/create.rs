@@ -39,10 +39,9 @@ pub fn put(
 /// As [`put`], and an upload in parts that was interrupted goes on where it was: what the service has of it is noted in a file
 /// below `notes`.
 ///
-/// It goes on if the bytes come from the same version of the same source ([`BackingStore::version`]); else, and where the
-/// service has thrown the parts away, it begins anew; and so it does, with the same bytes, if the answer to the last request was
-/// lost. What a service has of an upload that never goes on costs its owner money,
-/// unless the bucket has a rule that ends incomplete uploads.
+/// It goes on if the bytes come from the same version of the same source ([`BackingStore::version`]); else the parts are thrown
+/// away, and it begins anew. So it does where the service has thrown them away, or the answer to the last request was lost. What a
+/// service has of an upload that nobody goes on with costs its owner money, unless a rule of the bucket ends it.
 ///
 /// # Errors
 /// As [`put`], but what may pass (a broken connection, a busy service, bytes that cannot be read just now) leaves the parts and
@@ -120,15 +119,12 @@ fn open_note(
     let object = &source.location.name;
     // One URL may name objects of several services.
     let place = format!("{object} {:016x}", hash(&source.service));
-    let of = match contents.version().filter(|_| !is_whole) {
-        Some(version) => {
-            let (name, length) = (contents.name(), contents.len());
-            format!("{place}\n{name}\n{version}\n{length} {}", part_bytes_of(length))
-        }
-        // Of a source that names no version, nobody knows whether it is the same: what is under way is of something else.
-        None => String::new(),
-    };
-    match UploadNote::open(note_path(notes, &place), &of) {
+    // Of a source that names no version, nobody knows whether it is the same; but what is under way can be ended.
+    let of = contents.version().filter(|_| !is_whole).map(|version| {
+        let (name, length) = (contents.name(), contents.len());
+        format!("{place}\n{name}\n{version}\n{length} {}", part_bytes_of(length))
+    });
+    match UploadNote::open(note_path(notes, &place), of.as_deref()) {
         Ok((note, under_way)) => Ok((Some(note), under_way)),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
             Err(unusable(object, "another process is uploading to it; wait until that has ended"))

@@ -19,7 +19,7 @@ use object_store::multipart::PartId;
 pub(crate) struct UploadNote {
     path: PathBuf,
     file: File,
-    of: String,
+    of: Option<String>,
     /// Bytes that are whole lines.
     length: u64,
 }
@@ -33,11 +33,11 @@ pub(crate) struct UnderWay {
 }
 
 impl UploadNote {
-    /// Opens the note of what is uploaded to one place; `of` tells all that must be the same for an upload to go on.
+    /// Opens the note of what is uploaded to one place; `of` tells all that must be the same for an upload to go on, if it can.
     ///
     /// # Errors
     /// [`WouldBlock`](io::ErrorKind::WouldBlock) if another process is at it.
-    pub(crate) fn open(path: PathBuf, of: &str) -> io::Result<(UploadNote, Option<UnderWay>)> {
+    pub(crate) fn open(path: PathBuf, of: Option<&str>) -> io::Result<(UploadNote, Option<UnderWay>)> {
         if let Some(directory) = path.parent() {
             fs::create_dir_all(directory)?;
         }
@@ -58,14 +58,15 @@ impl UploadNote {
         // What was cut would become a part of the next line.
         file.set_len(whole as u64)?;
         let under_way = UnderWay::parse(&String::from_utf8_lossy(&text[..whole]), of);
-        Ok((UploadNote { path, file, of: of.to_owned(), length: whole as u64 }, under_way))
+        Ok((UploadNote { path, file, of: of.map(str::to_owned), length: whole as u64 }, under_way))
     }
 
     /// Notes that an upload has begun; what was noted before is forgotten.
     pub(crate) fn begin(&mut self, id: &str) -> io::Result<()> {
         self.file.set_len(0)?;
         self.length = 0;
-        self.write(&format!("upload {id}\n{}\n", self.of))?;
+        let of = self.of.as_ref().map_or(String::new(), |of| format!("{of}\n"));
+        self.write(&format!("upload {id}\n{of}"))?;
         self.file.sync_all()
     }
 
@@ -84,6 +85,11 @@ impl UploadNote {
         Ok(())
     }
 
+    /// Whether an upload can go on by it; else it can be ended.
+    pub(crate) fn tells_of_what(&self) -> bool {
+        self.of.is_some()
+    }
+
     /// There is nothing to go on with any more.
     pub(crate) fn remove(self) -> io::Result<()> {
         fs::remove_file(&self.path)
@@ -92,10 +98,11 @@ impl UploadNote {
 
 impl UnderWay {
     /// Of whole lines.
-    fn parse(text: &str, of: &str) -> Option<UnderWay> {
+    fn parse(text: &str, of: Option<&str>) -> Option<UnderWay> {
         let (first, rest) = text.split_once('\n')?;
         let id = first.strip_prefix("upload ")?.to_owned();
-        let Some(lines) = rest.strip_prefix(of).and_then(|lines| lines.strip_prefix('\n')) else {
+        let lines = of.and_then(|of| rest.strip_prefix(of)?.strip_prefix('\n'));
+        let Some(lines) = lines else {
             return Some(UnderWay { id, parts: BTreeMap::new(), is_this: false });
         };
         let mut parts = BTreeMap::new();
@@ -121,20 +128,20 @@ mod tests {
     fn a_note_tells_what_was_noted_but_for_a_last_line_that_was_cut() {
         let directory = tempfile::tempdir().unwrap();
         let path = note_path(&directory.path().join("new"), "s3://bucket/a b/é\n");
-        let (mut note, under_way) = UploadNote::open(path.clone(), "these\nbytes").unwrap();
+        let (mut note, under_way) = UploadNote::open(path.clone(), Some("these\nbytes")).unwrap();
         assert!(under_way.is_none());
         note.begin("first").unwrap();
         note.begin("second").unwrap();
         for number in [0, 2, 11] {
             note.add(number, &PartId { content_id: format!("\"tag {number}\"") }).unwrap();
         }
-        let busy = UploadNote::open(path.clone(), "these\nbytes").err().unwrap();
+        let busy = UploadNote::open(path.clone(), Some("these\nbytes")).err().unwrap();
         assert_eq!(busy.kind(), io::ErrorKind::WouldBlock);
         drop(note);
         let length = fs::metadata(&path).unwrap().len();
         File::options().write(true).open(&path).unwrap().set_len(length - 1).unwrap();
         for known in [vec![0, 2], vec![0, 2, 12]] {
-            let (mut note, under_way) = UploadNote::open(path.clone(), "these\nbytes").unwrap();
+            let (mut note, under_way) = UploadNote::open(path.clone(), Some("these\nbytes")).unwrap();
             let under_way = under_way.unwrap();
             assert!(under_way.is_this);
             assert_eq!(under_way.id, "second");
@@ -143,8 +150,16 @@ mod tests {
             // Not as a continuation of what was cut.
             note.add(12, &PartId { content_id: "twelve".to_owned() }).unwrap();
         }
-        let (note, others) = UploadNote::open(path.clone(), "those").unwrap();
-        assert!(others.is_some_and(|others| !others.is_this && others.id == "second"));
+        let (mut note, unknown) = UploadNote::open(path.clone(), None).unwrap();
+        assert!(unknown.is_some_and(|unknown| !unknown.is_this));
+        note.begin("third").unwrap();
+        drop(note);
+        for of in [None, Some(""), Some("these\nbytes")] {
+            let (_, under_way) = UploadNote::open(path.clone(), of).unwrap();
+            assert!(under_way.is_some_and(|u| !u.is_this && u.id == "third"), "nobody knows of what: {of:?}");
+        }
+        let (note, others) = UploadNote::open(path.clone(), Some("those")).unwrap();
+        assert!(others.is_some_and(|others| !others.is_this && others.id == "third"));
         note.remove().unwrap();
         assert!(!path.exists());
     }

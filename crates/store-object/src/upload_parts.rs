@@ -123,15 +123,18 @@ impl<'a> Upload<'a> {
 
     /// Leaves what can go on, and nothing else.
     async fn end(&self, id: &String, outcome: Result<(), Failure>) -> Result<(), Failure> {
-        let goes_on = match &outcome {
+        let may_pass = match &outcome {
             Ok(()) => false,
-            Err(Failure::Service(error)) => may_pass(error),
+            Err(Failure::Service(error)) => self::may_pass(error),
             Err(Failure::Store(error)) => matches!(error, StoreError::Io { .. } | StoreError::Short { .. }),
             Err(Failure::Length { .. }) => true,
         };
-        let is_noted = self.note.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+        let can_go_on = {
+            let note = self.note.lock().unwrap_or_else(PoisonError::into_inner);
+            may_pass && note.as_ref().is_some_and(UploadNote::tells_of_what)
+        };
         // What cannot be ended now can be another time.
-        if (goes_on && is_noted) || (outcome.is_err() && !self.abandon(id).await) {
+        if can_go_on || (outcome.is_err() && !self.abandon(id).await) {
             return outcome;
         }
         self.forget();

@@ -16,6 +16,8 @@ use crate::server::{S3, options, url};
 use crate::{LIMIT, MIB, bytes};
 
 const LENGTH: u64 = 60 * MIB + 3;
+/// A source that promises nothing.
+const NO_VERSION: u64 = 0;
 /// Of an upload of that length.
 const PART: u64 = 8 * MIB;
 
@@ -37,7 +39,7 @@ impl BackingStore for Part {
     }
 
     fn version(&self) -> Option<Version> {
-        Some(Version::new(self.version.to_string()))
+        (self.version != NO_VERSION).then(|| Version::new(self.version.to_string()))
     }
 
     fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<usize, StoreError> {
@@ -120,6 +122,25 @@ fn parts_of_another_version_or_that_are_gone_are_not_gone_on_with() {
         let (outcome, read) = upload(&s3, notes.path(), 2, LENGTH);
         outcome.unwrap();
         assert!(read >= LENGTH, "{read}");
+    });
+}
+
+#[test]
+fn of_a_source_without_a_version_nothing_is_gone_on_with() {
+    within(LIMIT, || {
+        let s3 = S3::start();
+        let notes = tempfile::tempdir().unwrap();
+        upload(&s3, notes.path(), 1, 3 * PART).0.unwrap_err();
+        let id = noted(notes.path());
+        for _ in 0..2 {
+            upload(&s3, notes.path(), NO_VERSION, 3 * PART).0.unwrap_err();
+            assert_eq!(std::fs::read_dir(notes.path()).unwrap().count(), 0, "its parts are not kept");
+        }
+        let path = object_store::path::Path::from("object");
+        s3.wait(async |client| client.abort_multipart(&path, &id).await).expect_err("it was ended");
+        let (outcome, read) = upload(&s3, notes.path(), NO_VERSION, LENGTH);
+        outcome.unwrap();
+        assert_eq!(read, LENGTH);
     });
 }
 
