@@ -82,3 +82,8 @@ pub mod machine {
     };
     pub use omnimap_host::{Ending, Sharing};
 }
+
+/// The examples of the README are compiled with those of the documentation.
+#[cfg(all(doctest, feature = "remote"))]
+#[doc = include_str!("../../../README.md")]
+struct Readme;
