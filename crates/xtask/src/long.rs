@@ -17,16 +17,34 @@ const TESTS: [(&str, &str, &str); 8] = [
     ("omnimap", "remote", "writing::kills_"),
 ];
 
-pub(crate) fn run(root: &Path) -> Result<()> {
-    for (package, binary, test) in TESTS {
-        let status = Command::new(env!("CARGO"))
-            .current_dir(root)
-            .args(["test", "--release", "--package", package, "--test", binary, test])
-            .env("OMNIMAP_LONG", "1")
-            .status()?;
-        ensure!(status.success(), "{binary} failed");
+/// Another S3 server, which is asked the same.
+const SECOND_OPINION: &str = "moto";
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Only these test binaries; moto is another S3 server.
+    #[arg(value_parser = TESTS.map(|(_, binary, _)| binary).into_iter().chain([SECOND_OPINION]).collect::<Vec<_>>())]
+    only: Vec<String>,
+}
+
+impl Arguments {
+    pub(crate) fn run(&self, root: &Path) -> Result<()> {
+        let is_wanted = |name: &str| self.only.is_empty() || self.only.iter().any(|only| only == name);
+        for (package, binary, test) in TESTS.into_iter().filter(|(_, binary, _)| is_wanted(binary)) {
+            long(root, package, binary, test)?;
+        }
+        if is_wanted(SECOND_OPINION) { second_opinion(root) } else { Ok(()) }
     }
-    second_opinion(root)
+}
+
+fn long(root: &Path, package: &str, binary: &str, test: &str) -> Result<()> {
+    let status = Command::new(env!("CARGO"))
+        .current_dir(root)
+        .args(["test", "--release", "--package", package, "--test", binary, test])
+        .env("OMNIMAP_LONG", "1")
+        .status()?;
+    ensure!(status.success(), "{binary} failed");
+    Ok(())
 }
 
 /// Objects on another S3 server, moto, which pip installs into the target directory.

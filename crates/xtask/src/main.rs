@@ -36,7 +36,7 @@ enum Command {
     Modes(modes::Arguments),
     /// Kill, cut power, count increments and compare with the kernel for some minutes: 1,000 kills, 100 million increments, a
     /// million operations.
-    Long,
+    Long(long::Arguments),
     /// One contender of `bench writes`, in a process of its own.
     #[command(hide = true)]
     Writer(bench::Writer),
@@ -54,7 +54,7 @@ fn main() -> Result<()> {
         Command::Model(arguments) => arguments.run(&root()),
         Command::Conformance(arguments) => arguments.run(&root()),
         Command::Modes(arguments) => arguments.run(&root()),
-        Command::Long => long::run(&root()),
+        Command::Long(arguments) => arguments.run(&root()),
         Command::Writer(writer) => writer.run(),
         Command::Reader(reader) => reader.run(),
     }
