@@ -32,7 +32,8 @@ pub(crate) struct Arguments {
     source: PathBuf,
     /// The file, the directory or the URL to copy to; what is there is replaced when all of the copy is.
     destination: PathBuf,
-    /// The most memory that the bytes take on their way, as 64MiB.
+    /// The most memory that the bytes of a source take on their way to a file, as 64MiB; those to a bucket take 64 MiB, or one part
+    /// if that is longer.
     #[arg(long, value_name = "SIZE", value_parser = size::parse, default_value = "64MiB")]
     budget: u64,
     /// What the source's bytes mean: plain copies them as they are, zstd unpacks them, auto finds out.
