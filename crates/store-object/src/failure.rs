@@ -180,3 +180,21 @@ pub(crate) fn brief(error: &Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_credentials_and_a_busy_service_refuse_is_told_from_what_is_wrong() {
+        let told = |text: &str| kind(&Error::Generic { store: "S3", source: text.into() });
+        let answer =
+            "Error performing PUT https://bucket/key?uploadId=1 - Server returned non-2xx status code:";
+        assert_eq!(told(&format!("{answer} 400 Bad Request: <Code>ExpiredToken</Code>")), Kind::Refused);
+        assert_eq!(told(&format!("{answer} 403 Forbidden")), Kind::Refused);
+        assert_eq!(told(&format!("{answer} 400 Bad Request: <Code>RequestTimeout</Code>")), Kind::Busy);
+        assert_eq!(told(&format!("{answer} 503 Slow Down")), Kind::Busy);
+        assert_eq!(told("Server returned error response: <Code>InternalError</Code>"), Kind::Busy);
+        assert_eq!(told(&format!("{answer} 400 Bad Request: <Code>InvalidPart</Code>")), Kind::Other);
+    }
+}

@@ -87,6 +87,15 @@ fn each_service_publishes_under_its_own_condition() {
     });
 }
 
+/// The version arrives, its answer is lost, and nobody can be asked whether it did.
+fn sync_unanswered(server: &WebServer, copy: &WorkingCopy) {
+    server.misbehave_at("PUT", Misconduct::Lost, 1);
+    server.misbehave_at("HEAD", NOTHING, 1);
+    server.misbehave_at("HEAD", Misconduct::Status(403), u32::MAX);
+    copy.sync().unwrap_err();
+    server.behave();
+}
+
 #[test]
 fn an_answer_that_is_lost_is_no_conflict() {
     with_each(&URLS[1..], |url, server, options, changes| {
@@ -97,11 +106,7 @@ fn an_answer_that_is_lost_is_no_conflict() {
         assert_eq!(&server.object().unwrap()[..5], b"first", "{url}");
         // And now nobody can be asked whether it has arrived.
         copy.write_at(0, b"later").unwrap();
-        server.misbehave_at("PUT", Misconduct::Lost, 1);
-        server.misbehave_at("HEAD", NOTHING, 1);
-        server.misbehave_at("HEAD", Misconduct::Status(403), u32::MAX);
-        copy.sync().unwrap_err();
-        server.behave();
+        sync_unanswered(server, &copy);
         copy.write_at(100, b"more").unwrap();
         copy.sync().unwrap_or_else(|error| panic!("in conflict with itself, {url}: {error}"));
         let object = server.object().unwrap();
@@ -118,11 +123,7 @@ fn a_publication_whose_answer_was_lost_is_found_at_the_next_opening() {
     with_each(&URLS[1..], |url, server, options, changes| {
         let copy = WorkingCopy::open(url, options, changes).unwrap();
         copy.write_at(0, b"first").unwrap();
-        server.misbehave_at("PUT", Misconduct::Lost, 1);
-        server.misbehave_at("HEAD", NOTHING, 1);
-        server.misbehave_at("HEAD", Misconduct::Status(403), u32::MAX);
-        copy.sync().unwrap_err();
-        server.behave();
+        sync_unanswered(server, &copy);
         drop(copy);
         server.asked();
         let copy = WorkingCopy::open(url, options, changes).unwrap_or_else(|error| panic!("{url}: {error}"));

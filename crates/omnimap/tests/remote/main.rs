@@ -6,6 +6,9 @@ mod server;
 mod uploads;
 mod writing;
 
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,9 +20,27 @@ use sha2::{Digest, Sha256};
 
 const LIMIT: Duration = Duration::from_secs(300);
 const MIB: u64 = 1 << 20;
+const VICTIM: &str = "OMNIMAP_REMOTE_VICTIM";
 
 fn bytes(length: u64) -> Vec<u8> {
     (0..length).map(pattern).collect()
+}
+
+/// Runs a test once more, in a process to be killed, with an S3 server and a directory.
+fn start_victim(name: &str, server: SocketAddr, directory: &Path) -> Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--nocapture"])
+        .env(VICTIM, format!("{server} {}", directory.display()))
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+/// In that process: the server, and the directory.
+fn told_victim() -> Option<(SocketAddr, PathBuf)> {
+    let told = std::env::var(VICTIM).ok()?;
+    let (server, directory) = told.split_once(' ').unwrap();
+    Some((server.parse().unwrap(), directory.into()))
 }
 
 /// Reads from an S3 server behind a link that delays and limits, or skips.

@@ -13,7 +13,7 @@ use omnimap::store::{BackingStore, Counting, FileStore, MemoryStore, StoreError,
 use omnimap_testkit::{Prng, within};
 
 use crate::server::{S3, options, url};
-use crate::{LIMIT, MIB, bytes};
+use crate::{LIMIT, MIB, bytes, start_victim, told_victim};
 
 const LENGTH: u64 = 60 * MIB + 3;
 /// A source that promises nothing.
@@ -69,22 +69,25 @@ fn upload(s3: &S3, notes: &Path, version: u64, readable: u64) -> (Result<(), Sto
     if outcome.is_ok() {
         assert_eq!(told.load(Ordering::Relaxed), LENGTH, "all that is there is told");
         let mut found = s3.get("object");
-        assert_eq!(std::mem::replace(&mut found[0], bytes_0()), version as u8);
+        assert_eq!(std::mem::replace(&mut found[0], crate::bytes(1)[0]), version as u8);
         assert!(found == crate::bytes(LENGTH));
         assert_eq!(std::fs::read_dir(notes).unwrap().count(), 0, "the note is gone");
     }
     (outcome, read.load(Ordering::Relaxed))
 }
 
-fn bytes_0() -> u8 {
-    bytes(1)[0]
-}
-
-/// The name of the upload that is noted.
-fn noted(notes: &Path) -> String {
+/// Uploads three parts; gives the name of the upload that is noted.
+fn interrupted(s3: &S3, notes: &Path, version: u64) -> String {
+    upload(s3, notes, version, 3 * PART).0.unwrap_err();
     let note = std::fs::read_dir(notes).unwrap().next().expect("a note").unwrap();
     let text = std::fs::read_to_string(note.path()).unwrap();
     text.lines().next().unwrap().strip_prefix("upload ").unwrap().to_owned()
+}
+
+/// Whether an upload is under way still; it is not afterwards.
+fn ends(s3: &S3, id: &String) -> bool {
+    let path = object_store::path::Path::from("object");
+    s3.wait(async |client| client.abort_multipart(&path, id).await).is_ok()
 }
 
 #[test]
@@ -109,16 +112,12 @@ fn parts_of_another_version_or_that_are_gone_are_not_gone_on_with() {
     within(LIMIT, || {
         let s3 = S3::start();
         let notes = tempfile::tempdir().unwrap();
-        upload(&s3, notes.path(), 1, 3 * PART).0.unwrap_err();
-        let first = noted(notes.path());
-        upload(&s3, notes.path(), 2, 3 * PART).0.unwrap_err();
-        let second = noted(notes.path());
+        let first = interrupted(&s3, notes.path(), 1);
+        let second = interrupted(&s3, notes.path(), 2);
         assert_ne!(first, second);
-        let path = object_store::path::Path::from("object");
-        s3.wait(async |client| client.abort_multipart(&path, &first).await)
-            .expect_err("nobody goes on with it: it was ended");
+        assert!(!ends(&s3, &first), "nobody goes on with it: it was ended");
         // As a rule of the bucket may do.
-        s3.wait(async |client| client.abort_multipart(&path, &second).await).unwrap();
+        assert!(ends(&s3, &second));
         let (outcome, read) = upload(&s3, notes.path(), 2, LENGTH);
         outcome.unwrap();
         assert!(read >= LENGTH, "{read}");
@@ -130,14 +129,12 @@ fn of_a_source_without_a_version_nothing_is_gone_on_with() {
     within(LIMIT, || {
         let s3 = S3::start();
         let notes = tempfile::tempdir().unwrap();
-        upload(&s3, notes.path(), 1, 3 * PART).0.unwrap_err();
-        let id = noted(notes.path());
+        let id = interrupted(&s3, notes.path(), 1);
         for _ in 0..2 {
             upload(&s3, notes.path(), NO_VERSION, 3 * PART).0.unwrap_err();
             assert_eq!(std::fs::read_dir(notes.path()).unwrap().count(), 0, "its parts are not kept");
         }
-        let path = object_store::path::Path::from("object");
-        s3.wait(async |client| client.abort_multipart(&path, &id).await).expect_err("it was ended");
+        assert!(!ends(&s3, &id), "it was ended");
         let (outcome, read) = upload(&s3, notes.path(), NO_VERSION, LENGTH);
         outcome.unwrap();
         assert_eq!(read, LENGTH);
@@ -149,14 +146,12 @@ fn an_upload_of_less_ends_what_is_under_way() {
     within(LIMIT, || {
         let s3 = S3::start();
         let notes = tempfile::tempdir().unwrap();
-        upload(&s3, notes.path(), 1, 3 * PART).0.unwrap_err();
-        let id = noted(notes.path());
+        let id = interrupted(&s3, notes.path(), 1);
         let small = Arc::new(MemoryStore::new("small", vec![7; 100]));
         put_resuming(&url("object"), &s3.options(), small, notes.path(), |_| ()).unwrap();
         assert_eq!(s3.get("object"), vec![7; 100]);
         assert_eq!(std::fs::read_dir(notes.path()).unwrap().count(), 0);
-        let path = object_store::path::Path::from("object");
-        s3.wait(async |client| client.abort_multipart(&path, &id).await).expect_err("it was ended");
+        assert!(!ends(&s3, &id), "it was ended");
     });
 }
 
@@ -168,9 +163,8 @@ fn an_upload_whose_process_was_killed_goes_on() {
         let outcome = put_resuming(&url("object"), options, file.clone(), &directory.join("notes"), |_| ());
         outcome.map(|()| file.counts().bytes_read)
     };
-    if let Ok(victim) = std::env::var("OMNIMAP_UPLOAD_VICTIM") {
-        let (address, directory) = victim.split_once(' ').unwrap();
-        put(&options(address.parse().unwrap()), Path::new(directory)).unwrap();
+    if let Some((address, directory)) = told_victim() {
+        put(&options(address), &directory).unwrap();
         return;
     }
     within(LIMIT, move || {
@@ -184,12 +178,7 @@ fn an_upload_whose_process_was_killed_goes_on() {
             expected[5] = round;
             std::fs::write(directory.path().join("file"), &expected).unwrap();
             let link = s3.far();
-            let mut victim = std::process::Command::new(std::env::current_exe().unwrap())
-                .args(["--exact", name, "--nocapture"])
-                .env("OMNIMAP_UPLOAD_VICTIM", format!("{} {}", link.address(), directory.path().display()))
-                .stdout(std::process::Stdio::null())
-                .spawn()
-                .unwrap();
+            let mut victim = start_victim(name, link.address(), directory.path());
             // The name, four lines of what it is, and a line for each part.
             let notes = directory.path().join("notes");
             let parts_noted = || {

@@ -9,7 +9,7 @@ use omnimap::{MapOptions, WorkingCopy};
 use omnimap_testkit::{Prng, skip_without_mappings, within};
 
 use crate::server::{S3, options, url};
-use crate::{LIMIT, MIB, bytes};
+use crate::{LIMIT, MIB, bytes, start_victim, told_victim};
 
 /// Runs with a server of `length` bytes and a directory for changes, or skips.
 fn with_object(length: u64, work: impl FnOnce(&S3, &mut MapOptions, &Path) + Send + 'static) {
@@ -185,10 +185,9 @@ fn kills_during_a_sync_leave_one_version_or_the_other() {
     if skip_without_mappings() {
         return;
     }
-    if let Ok(told) = std::env::var("OMNIMAP_REMOTE_VICTIM") {
-        let (address, directory) = told.split_once(' ').unwrap();
+    if let Some((address, directory)) = told_victim() {
         let mut map = MapOptions::new();
-        map.remote(options(address.parse().unwrap())).changes(directory);
+        map.remote(options(address)).changes(directory);
         let mut mapping = map.open_mut(url("object")).unwrap();
         loop {
             let next = mapping[0].wrapping_add(1);
@@ -204,12 +203,7 @@ fn kills_during_a_sync_leave_one_version_or_the_other() {
         let mut random = Prng::new(3);
         let rounds = if std::env::var_os("OMNIMAP_LONG").is_some() { 100 } else { 8 };
         for round in 0..rounds {
-            let mut victim = std::process::Command::new(std::env::current_exe().unwrap())
-                .args(["--exact", name, "--nocapture"])
-                .env("OMNIMAP_REMOTE_VICTIM", format!("{} {}", s3.address(), directory.path().display()))
-                .stdout(std::process::Stdio::null())
-                .spawn()
-                .unwrap();
+            let mut victim = start_victim(name, s3.address(), directory.path());
             std::thread::sleep(Duration::from_millis(100 + random.below(700)));
             assert!(victim.try_wait().unwrap().is_none(), "round {round}: it ended by itself");
             victim.kill().unwrap();
