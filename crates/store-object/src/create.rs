@@ -70,18 +70,18 @@ fn put_noting(
     let client = connect(&location, options, Purpose::Write)?;
     let source = Source::new(client, location, options.clone());
     let length = contents.len();
-    if source.parts.is_none() && length > WHOLE_BYTES_MAX_ELSEWHERE {
+    if source.client.parts.is_none() && length > WHOLE_BYTES_MAX_ELSEWHERE {
         let reason =
             "a web server takes an object as a whole, which is limited to 512 MiB here; use another program";
         return Err(unusable(&source.location.name, reason));
     }
-    let is_whole = length <= WHOLE_BYTES_MAX || source.parts.is_none();
-    let (note, under_way) = match (notes, &source.parts) {
+    let is_whole = length <= WHOLE_BYTES_MAX || source.client.parts.is_none();
+    let (note, under_way) = match (notes, &source.client.parts) {
         (Some(notes), Some(_)) => open_note(&source, &*contents, is_whole, notes)?,
         _ => (None, None),
     };
     Network::get()?.wait(async move {
-        let outcome = match &source.parts {
+        let outcome = match &source.client.parts {
             Some(parts) if !is_whole => {
                 Upload::new(&source, &**parts, contents, note, told).run(under_way).await
             }
@@ -104,7 +104,7 @@ fn put_noting(
 
 async fn whole(source: &Source, contents: &Arc<dyn BackingStore>, told: &Told) -> Result<(), Failure> {
     let bytes = read(contents, 0, contents.len()).await.map_err(Failure::Store)?;
-    source.client.put(&source.location.path, PutPayload::from(bytes)).await?;
+    source.client.store.put(&source.location.path, PutPayload::from(bytes)).await?;
     told(contents.len());
     Ok(())
 }
@@ -118,7 +118,7 @@ fn open_note(
 ) -> Result<(Option<UploadNote>, Option<UnderWay>)> {
     let object = &source.location.name;
     // One URL may name objects of several services.
-    let place = format!("{object} {:016x}", hash(&source.service));
+    let place = format!("{object} {:016x}", hash(&source.client.service));
     // Of a source that names no version, nobody knows whether it is the same; but what is under way can be ended.
     let of = contents.version().filter(|_| !is_whole).map(|version| {
         let (name, length) = (contents.name(), contents.len());

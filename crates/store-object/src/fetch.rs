@@ -7,13 +7,12 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
-use object_store::multipart::MultipartStore;
-use object_store::{GetOptions, GetResult, ObjectStore};
+use object_store::{GetOptions, GetResult};
 use omnimap_store::{Result, StoreError};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
-use crate::connect::{Client, S3};
+use crate::connect::Client;
 use crate::failure::{self, Kind};
 use crate::location::Location;
 use crate::options::RemoteOptions;
@@ -25,12 +24,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(20);
 
 /// Where the bytes of one version of an object come from.
 pub(crate) struct Source {
-    pub(crate) client: Arc<dyn ObjectStore>,
-    /// What S3 can do beyond that.
-    pub(crate) s3: Option<Arc<S3>>,
-    pub(crate) parts: Option<Arc<dyn MultipartStore>>,
-    /// Which service it is, beyond what the URL says.
-    pub(crate) service: String,
+    pub(crate) client: Client,
     pub(crate) location: Location,
     pub(crate) options: RemoteOptions,
     pub(crate) figures: Figures,
@@ -49,8 +43,7 @@ pub(crate) struct Figures {
 impl Source {
     pub(crate) fn new(client: Client, location: Location, options: RemoteOptions) -> Source {
         let places = Semaphore::new(options.requests_max.get().min(Semaphore::MAX_PERMITS));
-        let Client { store: client, service, s3, parts } = client;
-        Source { client, s3, parts, service, location, options, figures: Figures::default(), places }
+        Source { client, location, options, figures: Figures::default(), places }
     }
 
     /// The bytes of a range that is inside the object.
@@ -123,7 +116,7 @@ impl Source {
     async fn ask(&self, pinned: &Pinned, range: &Range<u64>) -> Result<Bytes, Failure> {
         self.figures.requests.fetch_add(1, Ordering::Relaxed);
         let options = pinned.condition(GetOptions::new().with_range(Some(range.clone())));
-        let answer = self.client.get_opts(&self.location.path, options).await?;
+        let answer = self.client.store.get_opts(&self.location.path, options).await?;
         pinned.check(&Pinned::of(answer.meta.clone())).map_err(Failure::Store)?;
         self.collect(answer, range).await
     }

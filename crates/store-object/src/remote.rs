@@ -145,10 +145,8 @@ impl RemoteStore {
 
     /// The object as it is now, over the same connections.
     pub(crate) fn reopen_present(&self, options: &RemoteOptions) -> Result<RemoteStore> {
-        let Source { client, s3, parts, service, location, .. } = &*self.source;
-        let (service, s3, parts) = (service.clone(), s3.clone(), parts.clone());
-        let client = Client { store: client.clone(), service, s3, parts };
-        RemoteStore::open_at(location.clone(), client, options)
+        let Source { client, location, .. } = &*self.source;
+        RemoteStore::open_at(location.clone(), client.clone(), options)
     }
 
     /// What of `length` bytes at `offset` is inside the object.
@@ -185,7 +183,7 @@ async fn open(source: &Source) -> Result<(Pinned, Bytes)> {
 }
 
 async fn try_open(source: &Source) -> Result<(Pinned, Bytes), Failure> {
-    let Source { client, location, options, .. } = source;
+    let Source { client: Client { store: client, .. }, location, options, .. } = source;
     let mut wanted = options.head_bytes;
     if wanted == 0 {
         match client.head(&location.path).await {
@@ -233,7 +231,7 @@ impl BackingStore for RemoteStore {
 
     fn version(&self) -> Option<Version> {
         // An ETag is of one resource only (RFC 9110, 8.8.3), and the name may leave out what tells two of them apart.
-        let Source { location, service, .. } = &*self.source;
+        let Source { location, client: Client { service, .. }, .. } = &*self.source;
         let tag = self.pinned.strong_tag()?;
         let place = hash(&format!("{} {service}", location.identity));
         Some(Version::new(format!("{tag}, {} bytes, {place:016x}", self.len())))

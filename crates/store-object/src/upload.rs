@@ -73,7 +73,7 @@ pub(crate) async fn upload(
 ) -> Result<Published> {
     let length = contents.len();
     let outcome = match attributes(&source, &replace).await {
-        Ok(attributes) => match &source.s3 {
+        Ok(attributes) => match &source.client.s3 {
             Some(s3) if length > WHOLE_BYTES_MAX => {
                 in_parts(&source, s3.clone(), contents, &replace, attributes).await
             }
@@ -115,14 +115,16 @@ fn other_version() -> StoreError {
 
 /// The mark of the object as it is, if a sync made it.
 pub(crate) async fn marked(source: &Source) -> Result<Option<(String, Published)>, object_store::Error> {
-    let answer = source.client.get_opts(&source.location.path, GetOptions::new().with_head(true)).await?;
+    let answer =
+        source.client.store.get_opts(&source.location.path, GetOptions::new().with_head(true)).await?;
     let mark = answer.attributes.get(&Attribute::Metadata(MARK.into())).map(|mark| mark.as_ref().to_owned());
     Ok(mark.and_then(|mark| Some((mark, Published::of_meta(answer.meta)?))))
 }
 
 /// What the object has beside its bytes (its type, what users noted …), with the mark.
 async fn attributes(source: &Source, replace: &Replace) -> Result<Attributes, Failure> {
-    let answer = source.client.get_opts(&source.location.path, GetOptions::new().with_head(true)).await?;
+    let answer =
+        source.client.store.get_opts(&source.location.path, GetOptions::new().with_head(true)).await?;
     // Found out before anything is uploaded, most likely.
     let bare = |tag: &Option<String>| tag.as_ref().map(|tag| tag.trim_matches('"').to_owned());
     if bare(&answer.meta.e_tag) != bare(&replace.version.e_tag) {
@@ -161,7 +163,7 @@ async fn whole(
     let bytes = read(&contents, 0..contents.len()).await?;
     let options =
         PutOptions { mode: PutMode::Update(replace.version.clone()), attributes, ..PutOptions::default() };
-    Ok(source.client.put_opts(&source.location.path, PutPayload::from(bytes), options).await?)
+    Ok(source.client.store.put_opts(&source.location.path, PutPayload::from(bytes), options).await?)
 }
 
 /// How long the parts of an upload are, the last one aside.
