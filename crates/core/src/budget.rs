@@ -7,6 +7,7 @@ use crate::sync::{Condvar, Mutex, lock, wait_while};
 /// Pages to spend. Every resident page, and every page for which bytes are on their way, holds one.
 pub(crate) struct Budget {
     pages: u64,
+    reserve: u64,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -18,6 +19,20 @@ struct State {
     /// Counts whatever may let a waiter go on: freed pages, and pages that can be evicted from now on.
     changes: u64,
     waiting: u64,
+    /// All have been spent, and many at a time have not become free since.
+    spent: bool,
+    replenishing: bool,
+}
+
+/// What a fill got.
+pub(crate) struct Taken {
+    pub(crate) pages: u64,
+    /// How many more were not free (rather than too many being filled).
+    pub(crate) not_free: u64,
+    /// From when on to wait for more.
+    pub(crate) since: Moment,
+    /// It is the caller's to see to it that the [reserve](Budget::missing) is replenished.
+    pub(crate) replenish: bool,
 }
 
 /// A moment in the life of a budget; what changes after it wakes who waits from it on.
@@ -27,10 +42,16 @@ pub(crate) struct Moment(u64);
 /// At most this part is on its way at a time: the rest stays long enough to be read, however many threads want in.
 const FILLING_SHARE: u64 = 2;
 
+/// The part of a budget that is kept free once it has been spent, so that a fill need not evict first; small ones have none.
+const RESERVE_SHARE: u64 = 1024;
+const RESERVE_PAGES_MAX: u64 = 64;
+
 impl Budget {
     pub(crate) fn new(pages: u64) -> Budget {
-        let state = Mutex::new(State { free: pages, filling: 0, changes: 0, waiting: 0 });
-        Budget { pages, state, changed: Condvar::new() }
+        let state =
+            State { free: pages, filling: 0, changes: 0, waiting: 0, spent: false, replenishing: false };
+        let reserve = (pages / RESERVE_SHARE).min(RESERVE_PAGES_MAX);
+        Budget { pages, reserve, state: Mutex::new(state), changed: Condvar::new() }
     }
 
     /// All pages, spent or not.
@@ -44,15 +65,30 @@ impl Budget {
         self.pages - state.free - state.filling
     }
 
-    /// Spends at most `count` pages on a fill; gives how many, how many more were not free (rather than too many being
-    /// filled), and from when on to wait.
-    pub(crate) fn take(&self, count: u64) -> (u64, u64, Moment) {
+    /// Spends at most `count` pages on a fill.
+    pub(crate) fn take(&self, count: u64) -> Taken {
         let mut state = lock(&self.state);
         let allowed = count.min((self.pages / FILLING_SHARE).saturating_sub(state.filling));
-        let taken = state.free.min(allowed);
-        state.free -= taken;
-        state.filling += taken;
-        (taken, allowed - taken, Moment(state.changes))
+        let pages = state.free.min(allowed);
+        state.free -= pages;
+        state.filling += pages;
+        state.spent |= pages < allowed;
+        let replenish = state.spent && state.free < self.reserve && !state.replenishing;
+        state.replenishing |= replenish;
+        Taken { pages, not_free: allowed - pages, since: Moment(state.changes), replenish }
+    }
+
+    /// How many pages are to be evicted by whoever replenishes the reserve; at none his duty is over.
+    pub(crate) fn missing(&self) -> u64 {
+        let mut state = lock(&self.state);
+        let missing = if state.spent { (2 * self.reserve).saturating_sub(state.free) } else { 0 };
+        state.replenishing = missing > 0;
+        missing
+    }
+
+    /// The reserve cannot be replenished now.
+    pub(crate) fn give_up_replenishing(&self) {
+        lock(&self.state).replenishing = false;
     }
 
     /// Gives back pages of a fill that did not come to be.
@@ -92,6 +128,7 @@ impl Budget {
         change(&mut state);
         debug_assert!(state.free + state.filling <= self.pages, "more was given back than taken");
         state.changes += 1;
+        state.spent &= state.free <= 4 * self.reserve;
         if state.waiting > 0 {
             self.changed.notify_all();
         }
@@ -105,5 +142,43 @@ impl Budget {
         let (mut state, in_time) = wait_while(&self.changed, state, limit, |s| s.changes == since.0);
         state.waiting -= 1;
         in_time
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::*;
+
+    /// Spends pages that arrive at once; tells whether the reserve is to be replenished.
+    fn spend(budget: &Budget, pages: u64) -> bool {
+        let taken = budget.take(pages);
+        budget.arrived(taken.pages);
+        taken.replenish
+    }
+
+    #[test]
+    fn a_budget_that_did_not_suffice_keeps_a_reserve_until_much_is_free() {
+        let pages = 64 << 10;
+        let budget = Budget::new(pages);
+        assert!(!spend(&budget, pages / 2) && !spend(&budget, pages / 2));
+        assert_eq!(budget.missing(), 0, "what just fits stays");
+        assert!(spend(&budget, 1), "it did not suffice");
+        assert!(!spend(&budget, 1), "somebody replenishes already");
+        assert_eq!(budget.missing(), 2 * RESERVE_PAGES_MAX);
+        budget.release(2 * RESERVE_PAGES_MAX);
+        assert_eq!(budget.missing(), 0);
+        assert!(!spend(&budget, RESERVE_PAGES_MAX) && spend(&budget, 1), "again, when half of it is spent");
+        budget.give_up_replenishing();
+        assert!(spend(&budget, 1), "it was given up");
+        budget.release(1024);
+        assert_eq!(budget.missing(), 0, "there is room again");
+        assert!(!spend(&budget, 1000));
+    }
+
+    #[test]
+    fn a_small_budget_has_no_reserve() {
+        let budget = Budget::new(RESERVE_SHARE - 1);
+        assert!(!spend(&budget, 511) && !spend(&budget, 511) && !spend(&budget, 2));
+        assert_eq!(budget.missing(), 0);
     }
 }

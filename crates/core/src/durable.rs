@@ -416,15 +416,10 @@ impl MemoryObject {
         let mut pages = self.pages();
         let from = pages.writes.swept_to;
         let end = self.all_pages().end;
-        let mut runs = pages.table.dirty_runs(PageRange { start: from.min(end), end });
-        runs.extend(pages.table.dirty_runs(PageRange { start: PageIndex(0), end: from.min(end) }));
-        let mut left = count;
-        let fits = |run: &PageRange| {
-            let fits = left > 0;
-            left = left.saturating_sub(run.count());
-            fits
-        };
-        let mut chosen: Vec<PageRange> = runs.into_iter().take_while(fits).collect();
+        let (begin, from) = (PageIndex(0), from.min(end));
+        let mut chosen = pages.table.first_dirty_runs(PageRange { start: from, end }, count);
+        let left = count - chosen.iter().map(|run| run.count()).sum::<u64>();
+        chosen.extend(pages.table.first_dirty_runs(PageRange { start: begin, end: from }, left));
         if let Some(last) = chosen.last() {
             pages.writes.swept_to = last.end;
         }

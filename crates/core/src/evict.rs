@@ -52,12 +52,15 @@ impl Inner {
         let deadline = Instant::now() + self.options.fill_time_max;
         let mut taken = 0;
         loop {
-            let (more, not_free, moment) = self.budget.take(wanted - taken);
-            taken += more;
+            let more = self.budget.take(wanted - taken);
+            taken += more.pages;
+            if more.replenish {
+                self.submit_replenishing();
+            }
             if taken == wanted {
                 return taken;
             }
-            if not_free > 0 && self.evict(not_free) > 0 {
+            if more.not_free > 0 && self.evict(more.not_free) > 0 {
                 continue;
             }
             if taken >= least {
@@ -65,8 +68,21 @@ impl Inner {
             }
             // Not all at once: what failed to be written is tried again now and then.
             let soon = deadline.min(Instant::now() + RETRY_TIME);
-            if !self.budget.wait(moment, soon) && Instant::now() >= deadline {
+            if !self.budget.wait(more.since, soon) && Instant::now() >= deadline {
                 return taken;
+            }
+        }
+    }
+
+    /// Evicts ahead of the fills that will want room.
+    pub(crate) fn replenish(self: &Arc<Self>) {
+        loop {
+            let missing = self.budget.missing();
+            if missing == 0 {
+                return;
+            }
+            if self.evict(missing) == 0 {
+                return self.budget.give_up_replenishing();
             }
         }
     }

@@ -57,6 +57,8 @@ enum Job {
     Write(Arc<Shares>),
     /// Likewise.
     Sweep(Option<(Arc<MemoryObject>, Vec<PageRange>)>),
+    /// Likewise: it makes the room.
+    Replenish,
 }
 
 impl Fillers {
@@ -201,8 +203,13 @@ impl Inner {
         self.submit(Job::Sweep(first));
     }
 
+    /// Lets a writer [replenish](Self::replenish) the reserve.
+    pub(crate) fn submit_replenishing(self: &Arc<Self>) {
+        self.submit(Job::Replenish);
+    }
+
     fn submit(self: &Arc<Self>, job: Job) {
-        let writes = matches!(job, Job::Write(_) | Job::Sweep(_));
+        let writes = matches!(job, Job::Write(_) | Job::Sweep(_) | Job::Replenish);
         let pool: fn(&Inner) -> &Fillers =
             if writes { |inner| &inner.writers } else { |inner| &inner.fillers };
         let fillers = pool(self);
@@ -213,6 +220,7 @@ impl Inner {
         }
         match job {
             Job::Waiter(..) | Job::Write(_) | Job::Sweep(_) => state.urgent.push_back(job),
+            Job::Replenish => state.urgent.push_front(job),
             Job::Ahead(..) | Job::Prefetch(_) => state.later.push_back(job),
         }
         let queued = state.urgent.len() + state.later.len();
@@ -260,6 +268,7 @@ impl Inner {
             // A piece at a time, so that what is urgent comes between.
             Job::Write(shares) => while shares.write_one() {},
             Job::Sweep(first) => self.sweep(first),
+            Job::Replenish => self.replenish(),
             Job::Prefetch(pieces) => {
                 if pieces.fetch_some() {
                     self.submit(Job::Prefetch(pieces));
@@ -279,8 +288,8 @@ impl Inner {
             Job::Waiter(fill, page) => drop(fill.run(For::Waiter(page))),
             Job::Ahead(_, pieces) => self.end_ahead(&pieces),
             Job::Prefetch(pieces) => while pieces.fetch_some() {},
-            // Whoever waits for it writes it himself.
-            Job::Write(_) | Job::Sweep(_) => {}
+            // Whoever waits for it writes, or evicts, himself.
+            Job::Write(_) | Job::Sweep(_) | Job::Replenish => {}
         }
     }
 }

@@ -12,6 +12,7 @@ use omnimap_store::{BackingStore, catch};
 
 use crate::address_map::Span;
 use crate::address_space::Shown;
+use crate::budget::Taken;
 use crate::cache::{CacheOptions, PageCache};
 use crate::error::Result;
 use crate::object::MemoryObject;
@@ -122,7 +123,10 @@ impl MemoryObject {
             let mut range = page.pages_of(bytes).intersect(self.all_pages());
             while !range.is_empty() {
                 // A part at a time: what may be filling is bounded.
-                let (taken, _, _) = self.cache.budget.take(range.count());
+                let Taken { pages: taken, replenish, .. } = self.cache.budget.take(range.count());
+                if replenish {
+                    self.cache.submit_replenishing();
+                }
                 if taken == 0 {
                     // More than the budget, which cannot be: what is clean could be dropped.
                     let rest = page.bytes_of(range);

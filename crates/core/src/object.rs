@@ -38,6 +38,9 @@ pub struct MemoryObject {
     /// moment is fixed that must not fall into the middle of one.
     pub(crate) writing: RwLock<()>,
     pages: Mutex<Pages>,
+    /// Held by writers that copy pages or settle what became of them. They hold `pages` as well then, and there are many:
+    /// thus an access that needs `pages` waits for one of them, and not for all.
+    pub(crate) copying: Mutex<()>,
     /// Pages that were being written back are not any more. Goes with `pages`.
     pub(crate) written: Condvar,
     pub(crate) syncs: Turns,
@@ -159,6 +162,7 @@ impl MemoryObject {
             counters: Counters::default(),
             writing: RwLock::default(),
             pages: Mutex::default(),
+            copying: Mutex::default(),
             written: Condvar::new(),
             syncs: Turns::default(),
             snapshots_made: AtomicU64::new(1),

@@ -92,6 +92,12 @@ impl PageTable {
         self.runs_in(&self.dirty_leaves, range, |slot| slot.state() == PageState::Dirty)
     }
 
+    /// The runs of the first dirty pages of a range: as many pages as are wanted, or all.
+    pub(crate) fn first_dirty_runs(&self, range: PageRange, wanted: u64) -> Vec<PageRange> {
+        let dirty = self.pages_in(&self.dirty_leaves, range, |slot| slot.state() == PageState::Dirty);
+        runs_of(dirty.take(wanted as usize))
+    }
+
     /// The runs of pages in a range that are being written back.
     pub(crate) fn writing_runs(&self, range: PageRange) -> Vec<PageRange> {
         self.runs_in(&self.dirty_leaves, range, |slot| slot.state() == PageState::WritingBack)
@@ -107,23 +113,25 @@ impl PageTable {
         &self,
         leaves: &BTreeSet<u64>,
         range: PageRange,
-        belongs: impl Fn(Slot) -> bool,
+        belongs: impl Fn(Slot) -> bool + Copy,
     ) -> Vec<PageRange> {
-        let mut runs: Vec<PageRange> = Vec::new();
-        for leaf in leaves.range(range.start.0 / LEAF_PAGES..range.end.0.div_ceil(LEAF_PAGES)) {
-            let Some(slots) = self.leaves.get(leaf).map(|l| &l.slots) else { continue };
-            let first = leaf * LEAF_PAGES;
-            for page in PageRange::new(first, first + LEAF_PAGES).intersect(range).iter() {
-                if !belongs(slots[(page.0 - first) as usize]) {
-                    continue;
-                }
-                match runs.last_mut() {
-                    Some(last) if last.end == page => last.end = page.next(),
-                    _ => runs.push(PageRange::single(page)),
-                }
-            }
-        }
-        runs
+        runs_of(self.pages_in(leaves, range, belongs))
+    }
+
+    /// The pages of a range that belong, in order.
+    fn pages_in(
+        &self,
+        leaves: &BTreeSet<u64>,
+        range: PageRange,
+        belongs: impl Fn(Slot) -> bool + Copy,
+    ) -> impl Iterator<Item = PageIndex> {
+        let around = range.start.0 / LEAF_PAGES..range.end.0.div_ceil(LEAF_PAGES);
+        let leaves = leaves.range(around).filter_map(|key| Some((key * LEAF_PAGES, self.leaves.get(key)?)));
+        leaves.flat_map(move |(first, leaf)| {
+            let pages = PageRange::new(first, first + LEAF_PAGES).intersect(range);
+            let slots = &leaf.slots[(pages.start.0 - first) as usize..];
+            pages.iter().zip(slots).filter(move |(_, slot)| belongs(**slot)).map(|(page, _)| page)
+        })
     }
 
     /// The run of dirty pages around a dirty page, inside `window`.
@@ -216,16 +224,27 @@ impl PageTable {
         let count = |number: u8, is: fn(Slot) -> bool| number - u8::from(is(before)) + u8::from(is(after));
         let total = |number: u64, is: fn(Slot) -> bool| number - u64::from(is(before)) + u64::from(is(after));
         leaf.used = count(leaf.used, |slot| slot.0 != 0);
-        leaf.dirty = count(leaf.dirty, Slot::is_dirty);
-        leaf.unsynced = count(leaf.unsynced, Slot::is_unsynced);
-        list(&mut self.dirty_leaves, key, leaf.dirty > 0, before.is_dirty() != after.is_dirty());
-        list(&mut self.unsynced_leaves, key, leaf.unsynced > 0, before.is_unsynced() != after.is_unsynced());
+        let (dirty, unsynced) = (count(leaf.dirty, Slot::is_dirty), count(leaf.unsynced, Slot::is_unsynced));
+        list(&mut self.dirty_leaves, key, std::mem::replace(&mut leaf.dirty, dirty), dirty);
+        list(&mut self.unsynced_leaves, key, std::mem::replace(&mut leaf.unsynced, unsynced), unsynced);
         self.resident = total(self.resident, |slot| slot.state().is_resident());
         self.dirty = total(self.dirty, Slot::is_dirty);
         if leaf.used == 0 {
             self.leaves.remove(&key);
         }
     }
+}
+
+/// Pages in order, as runs.
+fn runs_of(pages: impl Iterator<Item = PageIndex>) -> Vec<PageRange> {
+    let mut runs: Vec<PageRange> = Vec::new();
+    for page in pages {
+        match runs.last_mut() {
+            Some(last) if last.end == page => last.end = page.next(),
+            _ => runs.push(PageRange::single(page)),
+        }
+    }
+    runs
 }
 
 impl Slot {
@@ -242,11 +261,11 @@ impl Slot {
     }
 }
 
-/// Keeps a leaf in a list of leaves as long as it belongs there.
-fn list(leaves: &mut BTreeSet<u64>, key: u64, belongs: bool, changed: bool) {
-    if changed && belongs {
+/// Keeps a leaf in a list of leaves as long as it has pages that belong there.
+fn list(leaves: &mut BTreeSet<u64>, key: u64, pages_before: u8, pages: u8) {
+    if pages_before == 0 && pages > 0 {
         leaves.insert(key);
-    } else if changed {
+    } else if pages_before > 0 && pages == 0 {
         leaves.remove(&key);
     }
 }
@@ -300,6 +319,9 @@ mod tests {
         assert_eq!((table.dirty_runs(all), table.dirty_count()), (runs.to_vec(), 5));
         table.apply(PageIndex(4), Transition::BeginWriteBack);
         assert_eq!(table.dirty_runs(PageRange::new(0, 6)), [PageRange::new(3, 4), PageRange::new(5, 6)]);
+        let first = |wanted| table.first_dirty_runs(all, wanted);
+        assert_eq!((first(0), first(2)), (Vec::new(), table.dirty_runs(PageRange::new(0, 6))));
+        assert_eq!(first(100), table.dirty_runs(all));
         assert_eq!(table.writing_runs(all), [PageRange::new(4, 5)]);
         table.apply(PageIndex(4), Transition::WrittenBack);
         table.set(PageIndex(4), Mark::Unsynced, true);

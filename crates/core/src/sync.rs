@@ -4,6 +4,7 @@
 //! A thread that holds one of these takes only ones further right:
 //! ```text
 //! MappedView::held > MemoryObject::pages
+//! MemoryObject::copying > MemoryObject::pages
 //! MemoryObject::writing > AddressSpace::views > MemoryObject::pages > Transit::state > PageCache::replacement
 //!                                                                                    > Budget::state
 //!                                                                   > MemoryObject::views

@@ -31,6 +31,9 @@ const NEIGHBOURS_MAX: u64 = 32;
 /// After a write that failed nothing is written for so long, unless a sync asks for it.
 const FAILED_PAUSE: Duration = Duration::from_millis(100);
 
+/// Pages that are told sooner after others than this are settled with those that come next.
+const UNSETTLED_TIME_MAX: Duration = Duration::from_millis(1);
+
 /// What an object knows about its writing, beside the pages' states.
 #[derive(Default)]
 pub(crate) struct Writes {
@@ -94,6 +97,31 @@ impl Drop for Turn<'_> {
 struct Copied {
     range: PageRange,
     bytes: AlignedBytes,
+}
+
+/// Pages that have reached the store, and are still called being written back: settled together, for each time costs a
+/// lock that accesses want.
+struct Written<'a> {
+    object: &'a MemoryObject,
+    ranges: Vec<PageRange>,
+    settled_at: Instant,
+}
+
+impl Written<'_> {
+    fn add(&mut self, range: PageRange) {
+        self.ranges.push(range);
+        if self.settled_at.elapsed() >= UNSETTLED_TIME_MAX {
+            self.settle();
+        }
+    }
+
+    fn settle(&mut self) {
+        if !self.ranges.is_empty() {
+            self.object.settle(&self.ranges, None);
+            self.ranges.clear();
+            self.settled_at = Instant::now();
+        }
+    }
 }
 
 impl MemoryObject {
@@ -255,6 +283,7 @@ impl MemoryObject {
         why: Why,
         theirs: &mut Vec<PageRange>,
     ) -> Result<Option<Vec<Copied>>> {
+        let _one = lock(&self.copying);
         let mut pages = self.pages();
         if why == Why::Room && pages.writes.must_wait() {
             return Ok(None);
@@ -320,7 +349,7 @@ impl MemoryObject {
             let inside = self.bytes_inside(copied.range);
             if inside.is_empty() {
                 // Cut off meanwhile.
-                self.settle(copied.range, None);
+                self.settle(&[copied.range], None);
             } else {
                 wanted.push((copied, inside));
             }
@@ -337,29 +366,35 @@ impl MemoryObject {
         }
         let mut first = Ok(());
         let mut told = vec![false; writes.len()];
+        let mut written = Written { object: self, ranges: Vec::new(), settled_at: Instant::now() };
         let mut tell = |number: usize, outcome: std::result::Result<(), Arc<StoreError>>| {
             if told.get_mut(number).is_none_or(|told| std::mem::replace(told, true)) {
                 return;
             }
-            let outcome = self.note_written(&writes[number], outcome);
-            self.settle(wanted[number].0.range, outcome.as_ref().err());
-            if first.is_ok() {
-                first = outcome;
+            let range = wanted[number].0.range;
+            match self.note_written(&writes[number], outcome) {
+                Ok(()) => written.add(range),
+                Err(error) => {
+                    written.settle();
+                    self.settle(&[range], Some(&error));
+                    first = first.clone().and(Err(error));
+                }
             }
         };
-        let written = catch(|| {
+        let outcome = catch(|| {
             self.store.write_each(&writes, &mut |number, outcome| {
                 // Not the store's panic: whoever waits for the pages would do so for ever.
                 let told = catch_unwind(AssertUnwindSafe(|| tell(number, outcome.map_err(Arc::new))));
                 told.unwrap_or_else(|_| die("a panic while pages were written back"));
             });
         });
-        let untold = Arc::new(written.err().unwrap_or_else(|| StoreError::Io {
+        let untold = Arc::new(outcome.err().unwrap_or_else(|| StoreError::Io {
             action: "write",
             length: 0,
             source: std::io::Error::other("the store does not say what became of it"),
         }));
         (0..writes.len()).for_each(|number| tell(number, Err(untold.clone())));
+        written.settle();
         first
     }
 
@@ -381,10 +416,11 @@ impl MemoryObject {
     }
 
     /// Pages have been written back, or could not be.
-    fn settle(&self, range: PageRange, error: Option<&Error>) {
+    fn settle(&self, ranges: &[PageRange], error: Option<&Error>) {
         let mut clean = 0;
+        let one = lock(&self.copying);
         let mut pages = self.pages();
-        for page in range.iter() {
+        for page in ranges.iter().flat_map(|range| range.iter()) {
             let redirtied = pages.table.is(page, Mark::Redirtied);
             pages.table.set(page, Mark::Redirtied, false);
             if error.is_some() || redirtied {
@@ -409,6 +445,7 @@ impl MemoryObject {
             pages.writes.dirty_since = None;
         }
         drop(pages);
+        drop(one);
         self.count_dirty(-i64::from(clean));
         self.written.notify_all();
         self.cache.budget.evictable();

@@ -229,3 +229,19 @@ fn nothing_is_left_behind_after_many_rounds() {
         assert_eq!((before.1, before.2), (0, 0), "no views and no threads");
     });
 }
+
+#[test]
+fn what_just_fits_in_the_budget_is_not_evicted() {
+    if omnimap_testkit::skip_without_mappings() {
+        return;
+    }
+    let _alone = alone();
+    within(LIMIT, || {
+        let mapping = MapOptions::new().budget(8 * MIB).map(pattern_store(8 * MIB)).unwrap();
+        for _ in 0..2 {
+            read_everything(&mapping, 2);
+        }
+        let stats = mapping.stats();
+        assert_eq!((stats.pages_evicted, mapping.kernel_resident_bytes().unwrap()), (0, 8 * MIB));
+    });
+}

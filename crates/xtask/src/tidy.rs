@@ -17,7 +17,7 @@ const LAYERS: [(&str, &[&str]); 11] = [
     ("posix", &["core", "host", "store"]),
     ("omnimap", &["alloc", "core", "host", "posix", "store", "store-object"]),
     ("cli", &["omnimap"]),
-    ("xtask", &["core", "omnimap", "testkit"]),
+    ("xtask", &["core", "host", "omnimap", "testkit"]),
 ];
 
 /// The crates with unsafe code: the machine, and what hands out raw addresses because that is what it is for.

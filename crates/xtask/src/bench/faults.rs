@@ -10,6 +10,7 @@ use omnimap::{Advice, Cache, FaultMode, MapOptions, Mapping};
 use omnimap_testkit::Prng;
 
 use super::Arguments;
+use super::mechanism::fill_alone;
 
 const OBJECT_BYTES: u64 = 256 << 20;
 const BUDGET_BYTES: u64 = 32 << 20;
@@ -27,7 +28,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     );
     let (times, pages) = first_touches(&FaultMode::ALL, arguments.runs)?;
     println!("faults, memory store, first touches, an access:");
-    print(names.iter().map(String::as_str), times, pages);
+    let alone = first_fills_alone(arguments.runs, pages)?;
+    print(names.iter().map(String::as_str).chain(["fill alone"]), [times, vec![alone]].concat(), pages);
     Ok(())
 }
 
@@ -78,6 +80,11 @@ pub(super) fn evicting(modes: &[FaultMode], runs: usize) -> Result<(Vec<Vec<Dura
         }
     }
     Ok((times, checked_times))
+}
+
+/// What [`first_touches`] cannot do without: the system call that puts a page into memory.
+pub(super) fn first_fills_alone(runs: usize, pages: u64) -> Result<Vec<Duration>> {
+    (0..runs.max(1)).map(|_| fill_alone(pages)).collect()
 }
 
 /// What a fault costs alone, where there is room: what each run took in each mode, and how many faults it had.

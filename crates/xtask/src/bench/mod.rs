@@ -4,6 +4,7 @@ mod atomic;
 mod cat;
 mod clock_pool;
 mod faults;
+mod mechanism;
 mod memory_cgroup;
 mod remote;
 mod report;

@@ -15,6 +15,8 @@ pub(super) enum Contender {
     KernelSequential,
     /// A buffer pool in one process, without a mapping: the floor.
     Pool,
+    /// What serving a fault in its thread takes without an engine: the other floor.
+    Mechanism,
     /// Direct reads of 1 MiB in the file's order: what the device gives to who needs no mapping.
     Stream,
 }
@@ -35,6 +37,7 @@ impl Contender {
             Contender::KernelRandom => "kernel's mapping, RANDOM",
             Contender::KernelSequential => "kernel's mapping, SEQUENTIAL",
             Contender::Pool => "buffer pool (CLOCK, pread)",
+            Contender::Mechanism => "in-thread faults, no engine",
             Contender::Stream => "pread of 1 MiB, O_DIRECT",
         }
     }
@@ -64,7 +67,8 @@ impl Contender {
         if self.kernel_advice().is_some() && !bounded {
             return Some("it has no budget without a memory cgroup".to_owned());
         }
-        let error = Cache::with_fault_mode(1 << 20, self.fault_mode()?).err()?;
+        let mode = if self == Contender::Mechanism { FaultMode::InThread } else { self.fault_mode()? };
+        let error = Cache::with_fault_mode(1 << 20, mode).err()?;
         Some(format!("this fault mode cannot be had: {error}"))
     }
 }

@@ -16,6 +16,7 @@ use super::pages::{Cells, PAGE_BYTES, Pages, Shared, Slice, Stream};
 use super::sequence;
 use super::task::{Latencies, Measurement, Task, With};
 use crate::bench::clock_pool::ClockPool;
+use crate::bench::mechanism::Mechanism;
 use crate::bench::memory_cgroup::join;
 use crate::bench::writer::transferred;
 
@@ -56,6 +57,11 @@ impl Task {
                 let store = FileStore::open(&self.path)?;
                 ensure!(store.is_direct(), "the file system has no direct I/O");
                 self.measure(vec![Stream::new(store)], || Ok(()), |_| Ok(()))
+            }
+            Contender::Mechanism => {
+                let store = Arc::new(FileStore::open(&self.path)?);
+                let mechanism = Mechanism::new(store, self.bytes, self.budget_bytes)?;
+                self.measure(vec![Slice(mechanism.bytes())], || Ok(()), |_| Ok(()))
             }
             _ => self.through_pool(),
         }

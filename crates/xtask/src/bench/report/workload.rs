@@ -137,6 +137,7 @@ impl Workload {
             // The pool fetches nothing before it is asked for.
             Workload::Prefetched => (&KERNEL, &[]),
             Workload::Packed => (&[], &[Contender::Pool]),
+            Workload::Uniform => (&KERNEL, &[Contender::Pool, Contender::Mechanism]),
             _ => (&KERNEL, &[Contender::Pool]),
         };
         [&OMNIMAP[..], kernel, others].concat()

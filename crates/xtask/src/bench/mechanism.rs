@@ -1,0 +1,106 @@
+//! The mechanism without the engine: what a fault costs that is served in its thread by one read, one fill and nothing else.
+//!
+//! No page has a state, nothing is known of who used what, and nobody else may fault. It is the floor of
+//! [`FaultMode::InThread`] on a machine: what Omnimap takes above it, the engine costs; where it is slower than the kernel's
+//! mapping itself, the machine makes signals and system calls dear.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use anyhow::{Context, Result};
+use omnimap::FaultMode;
+use omnimap::store::{AlignedBytes, BackingStore};
+use omnimap_host::linux::LinuxHost;
+use omnimap_host::{Fault, FaultServer, FaultStream, Host, Memory, Stores, Use, View, die};
+
+/// Pages evicted together.
+const EVICTED_TOGETHER: usize = 16;
+
+/// A file's bytes in memory, the oldest out first.
+pub(super) struct Mechanism {
+    view: Arc<dyn View>,
+    _server: Arc<Server>,
+    faults: Arc<dyn FaultStream>,
+}
+
+struct Server {
+    memory: Arc<dyn Memory>,
+    store: Arc<dyn BackingStore>,
+    page_bytes: u64,
+    pages_max: usize,
+    start: OnceLock<usize>,
+    /// Pages in memory, the oldest first; and where a page is read to.
+    state: Mutex<(VecDeque<u64>, AlignedBytes)>,
+}
+
+impl Mechanism {
+    /// The first `bytes` of a store, of which `budget_bytes` are in memory at the most.
+    pub(super) fn new(store: Arc<dyn BackingStore>, bytes: u64, budget_bytes: u64) -> Result<Mechanism> {
+        let host = LinuxHost::open(Some(FaultMode::InThread))?;
+        let page_bytes = host.page_bytes();
+        let (memory, _) = host.create_memory("mechanism", bytes, Use::ReadOnly)?;
+        let pages_max = (budget_bytes / page_bytes) as usize;
+        let oldest = VecDeque::with_capacity(pages_max + 1);
+        let state = Mutex::new((oldest, AlignedBytes::new(page_bytes as usize)));
+        let server = Server { memory, store, page_bytes, pages_max, start: OnceLock::new(), state };
+        let server = Arc::new(server);
+        let faults = host.faults();
+        let weak: std::sync::Weak<Server> = Arc::downgrade(&server);
+        faults.serve_with(weak);
+        let view = server.memory.map(0, bytes)?;
+        server.start.set(view.start().0).ok().context("a view in two places")?;
+        Ok(Mechanism { view, _server: server, faults })
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        self.view.bytes()
+    }
+}
+
+impl Drop for Mechanism {
+    fn drop(&mut self) {
+        self.faults.close();
+    }
+}
+
+impl Server {
+    fn resolve(&self, address: usize) -> Result<()> {
+        let start = self.start.get().context("a fault before there is a view")?;
+        let offset = (address - start) as u64 / self.page_bytes * self.page_bytes;
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let (oldest, bytes) = &mut *state;
+        if oldest.len() >= self.pages_max {
+            for offset in oldest.drain(..EVICTED_TOGETHER.min(self.pages_max)) {
+                self.memory.punch(offset, self.page_bytes)?;
+            }
+        }
+        let length = bytes.len().min((self.store.len() - offset) as usize);
+        self.store.read_at(offset, &mut bytes[..length])?;
+        self.memory.fill(offset, bytes, Stores::Trap)?;
+        oldest.push_back(offset);
+        Ok(())
+    }
+}
+
+impl FaultServer for Server {
+    fn serve(self: Arc<Self>, fault: Fault) {
+        if let Err(error) = self.resolve(fault.address.in_process()) {
+            die(&format!("the mechanism alone: {error:#}"));
+        }
+    }
+}
+
+/// Fills `pages` pages of a memory that nobody waits for: the fill's system call and no more.
+pub(super) fn fill_alone(pages: u64) -> Result<std::time::Duration> {
+    let host = LinuxHost::open(Some(FaultMode::InThread))?;
+    let page_bytes = host.page_bytes();
+    let (memory, _) = host.create_memory("fills", pages * page_bytes, Use::ReadOnly)?;
+    let _view = memory.map(0, pages * page_bytes)?;
+    let bytes = vec![1; page_bytes as usize];
+    let begin = std::time::Instant::now();
+    // In the order of `first_touches`.
+    for index in 0..pages {
+        memory.fill(index * 2_731 % pages * page_bytes, &bytes, Stores::Trap)?;
+    }
+    Ok(begin.elapsed())
+}
