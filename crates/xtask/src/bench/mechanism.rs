@@ -5,13 +5,14 @@
 //! mapping itself, the machine makes signals and system calls dear.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use omnimap::FaultMode;
 use omnimap::store::{AlignedBytes, BackingStore};
 use omnimap_host::linux::LinuxHost;
-use omnimap_host::{Fault, FaultServer, FaultStream, Host, Memory, Stores, Use, View, die};
+use omnimap_host::{Address, Fault, FaultServer, FaultStream, Host, Memory, Stores, Use, View, die};
 
 /// Pages evicted together.
 const EVICTED_TOGETHER: usize = 16;
@@ -19,11 +20,11 @@ const EVICTED_TOGETHER: usize = 16;
 /// A file's bytes in memory, the oldest out first.
 pub(super) struct Mechanism {
     view: Arc<dyn View>,
-    _server: Arc<Server>,
-    faults: Arc<dyn FaultStream>,
+    server: Arc<Server>,
 }
 
 struct Server {
+    faults: Arc<dyn FaultStream>,
     memory: Arc<dyn Memory>,
     store: Arc<dyn BackingStore>,
     page_bytes: u64,
@@ -42,14 +43,14 @@ impl Mechanism {
         let pages_max = (budget_bytes / page_bytes) as usize;
         let oldest = VecDeque::with_capacity(pages_max + 1);
         let state = Mutex::new((oldest, AlignedBytes::new(page_bytes as usize)));
-        let server = Server { memory, store, page_bytes, pages_max, start: OnceLock::new(), state };
-        let server = Arc::new(server);
         let faults = host.faults();
-        let weak: std::sync::Weak<Server> = Arc::downgrade(&server);
-        faults.serve_with(weak);
+        let server = Server { faults, memory, store, page_bytes, pages_max, start: OnceLock::new(), state };
+        let server = Arc::new(server);
+        let weak: Weak<Server> = Arc::downgrade(&server);
+        server.faults.serve_with(weak);
         let view = server.memory.map(0, bytes)?;
         server.start.set(view.start().0).ok().context("a view in two places")?;
-        Ok(Mechanism { view, _server: server, faults })
+        Ok(Mechanism { view, server })
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
@@ -59,7 +60,7 @@ impl Mechanism {
 
 impl Drop for Mechanism {
     fn drop(&mut self) {
-        self.faults.close();
+        self.server.faults.close();
     }
 }
 
@@ -78,7 +79,7 @@ impl Server {
         self.store.read_at(offset, &mut bytes[..length])?;
         self.memory.fill(offset, bytes, Stores::Trap)?;
         oldest.push_back(offset);
-        Ok(())
+        Ok(self.faults.wake(Address(start + offset as usize), self.page_bytes)?)
     }
 }
 
@@ -91,13 +92,13 @@ impl FaultServer for Server {
 }
 
 /// Fills `pages` pages of a memory that nobody waits for: the fill's system call and no more.
-pub(super) fn fill_alone(pages: u64) -> Result<std::time::Duration> {
+pub(super) fn fill_alone(pages: u64) -> Result<Duration> {
     let host = LinuxHost::open(Some(FaultMode::InThread))?;
     let page_bytes = host.page_bytes();
     let (memory, _) = host.create_memory("fills", pages * page_bytes, Use::ReadOnly)?;
     let _view = memory.map(0, pages * page_bytes)?;
     let bytes = vec![1; page_bytes as usize];
-    let begin = std::time::Instant::now();
+    let begin = Instant::now();
     // In the order of `first_touches`.
     for index in 0..pages {
         memory.fill(index * 2_731 % pages * page_bytes, &bytes, Stores::Trap)?;
