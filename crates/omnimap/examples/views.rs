@@ -37,9 +37,16 @@ fn main() -> Outcome<()> {
     let objects = paths.iter().map(open).collect::<Result<Vec<_>, _>>()?;
     let bytes = PAGES * page;
     for live in [1, 1_000, 30_000] {
-        let pair = |kind| measure(kind, bytes, live);
-        let (kernel, read) = (pair(Kind::Kernel(&files))?, pair(Kind::Paged(&objects, MapFlags::SHARED))?);
-        let private = pair(Kind::Paged(&objects, MapFlags::PRIVATE))?;
+        let paged = |flags| Kind::Paged(&objects, flags);
+        let kinds = [Kind::Kernel(&files), paged(MapFlags::SHARED), paged(MapFlags::PRIVATE)];
+        let mut figures = [const { Vec::new() }; 3];
+        // In turn, so that a machine that is slow for a while is slow for all.
+        for _ in 0..RUNS {
+            for (kind, figures) in kinds.iter().zip(&mut figures) {
+                figures.push(measure(*kind, bytes, live)?);
+            }
+        }
+        let [kernel, read, private] = figures.map(median);
         println!(
             "views, {live:>6} live: kernel {kernel:.2} µs a pair, paged {read:.2} µs ({:.1} times), private {private:.2} µs \
              ({:.1} times)",
@@ -49,13 +56,14 @@ fn main() -> Outcome<()> {
     }
     drop(objects);
     let each = |mut open: Box<dyn FnMut(usize) -> Outcome<Arc<Object>> + '_>| {
-        median(|| {
+        let run = |_| {
             let begin = Instant::now();
             for i in 0..PAIRS {
                 drop(open(i)?);
             }
             Ok(begin.elapsed().as_secs_f64() * 1e6 / PAIRS as f64)
-        })
+        };
+        Outcome::Ok(median((0..RUNS).map(run).collect::<Outcome<_>>()?))
     };
     let store = Arc::new(MemoryStore::new("memory", vec![1; bytes]));
     let over_a_store = each(Box::new(|_| Ok(MapOptions::new().cache(&cache).object(store.clone())?)))?;
@@ -111,20 +119,17 @@ impl Kind<'_> {
 /// Microseconds of a pair, while others are mapped.
 fn measure(kind: Kind<'_>, bytes: usize, live: usize) -> Outcome<f64> {
     let others = (1..live).map(|i| kind.map(i, bytes)).collect::<Outcome<Vec<_>>>()?;
-    let figure = median(|| {
-        let begin = Instant::now();
-        for i in 0..PAIRS {
-            let start = kind.map(i, bytes)?;
-            kind.unmap(start, bytes)?;
-        }
-        Ok(begin.elapsed().as_secs_f64() * 1e6 / PAIRS as f64)
-    });
+    let begin = Instant::now();
+    for i in 0..PAIRS {
+        let start = kind.map(i, bytes)?;
+        kind.unmap(start, bytes)?;
+    }
+    let figure = begin.elapsed().as_secs_f64() * 1e6 / PAIRS as f64;
     others.into_iter().try_for_each(|start| kind.unmap(start, bytes))?;
-    figure
+    Ok(figure)
 }
 
-fn median(mut run: impl FnMut() -> Outcome<f64>) -> Outcome<f64> {
-    let mut figures = (0..RUNS).map(|_| run()).collect::<Outcome<Vec<_>>>()?;
+fn median(mut figures: Vec<f64>) -> f64 {
     figures.sort_unstable_by(f64::total_cmp);
-    Ok(figures[RUNS / 2])
+    figures[figures.len() / 2]
 }
