@@ -5,7 +5,6 @@ use std::io;
 use std::marker::PhantomData;
 use std::os::fd::AsRawFd;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::TRANSFERS_MAX;
 use crate::look::Looking;
@@ -78,23 +77,6 @@ pub(crate) struct Queue {
     process: u32,
 }
 
-/// `AIO_RING_MAGIC` (`fs/aio.c`).
-const RING_MAGIC: u32 = 0xa10a_10a1;
-
-/// The beginning of what a queue's number is the address of, `struct aio_ring`: the kernel moves `tail` when a transfer
-/// ends, and `head` when it is told. libaio looks there too, and at `magic` first.
-#[repr(C)]
-struct Ring {
-    id: u32,
-    places: u32,
-    head: AtomicU32,
-    tail: AtomicU32,
-    magic: u32,
-}
-
-/// Looks at the ring between two looks at the clock: some microseconds.
-const PEEKS: u32 = 64;
-
 /// A child has its parent's list, and none of the queues.
 static UNUSED: Mutex<Vec<Queue>> = Mutex::new(Vec::new());
 
@@ -114,15 +96,6 @@ impl Queue {
         // SAFETY: the kernel writes the new queue's number.
         let made = unsafe { libc::syscall(libc::SYS_io_setup, TRANSFERS_MAX as libc::c_long, &raw mut id) };
         (made == 0).then_some(Queue { id, process })
-    }
-
-    /// Whether a transfer has ended that nobody has been told of; nothing if the kernel shows it otherwise.
-    fn has_ended(&self) -> Option<bool> {
-        // SAFETY: the kernel maps the ring there, readable, for as long as this process has the queue; and it is this
-        // process's, or it would not be transferring.
-        let ring = unsafe { &*(self.id as *const Ring) };
-        (ring.magic == RING_MAGIC)
-            .then(|| ring.head.load(Ordering::Relaxed) != ring.tail.load(Ordering::Acquire))
     }
 
     /// Submits all, and calls `ended` with the number and the outcome of each of them as they end: bytes, or why not.
@@ -210,14 +183,7 @@ impl UnderWay<'_> {
         let mut found = 0;
         if let Some(mut looking) = looking {
             while found == 0 && looking.goes_on() {
-                // Without a call, as long as that tells.
-                let seen = (0..PEEKS).any(|_| {
-                    std::hint::spin_loop();
-                    self.queue.has_ended() != Some(false)
-                });
-                if seen {
-                    found = self.ended(events, 0);
-                }
+                found = self.ended(events, 0);
             }
             looking.ended(found > 0);
         }
