@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use omnimap::store::{Throttle, Throttled};
-use omnimap::{MapOptions, Mapping};
+use omnimap::store::{MemoryStore, Throttle, Throttled};
+use omnimap::{Advice, MapOptions, Mapping};
 use omnimap_testkit::{Prng, pattern, pattern_store, within};
 
 const LIMIT: Duration = Duration::from_secs(300);
@@ -243,5 +243,23 @@ fn what_just_fits_in_the_budget_is_not_evicted() {
         }
         let stats = mapping.stats();
         assert_eq!((stats.pages_evicted, mapping.kernel_resident_bytes().unwrap()), (0, 8 * MIB));
+    });
+}
+
+/// So that the next fills need not evict first: whoever has no room evicts 64 pages at the most, and takes one of them.
+#[test]
+fn a_budget_that_did_not_suffice_has_a_reserve() {
+    if omnimap_testkit::skip_without_mappings() {
+        return;
+    }
+    let _alone = alone();
+    within(Duration::from_secs(60), || {
+        let (budget, page) = (256 * MIB, omnimap::machine::page_bytes());
+        let store = MemoryStore::new("ones", vec![1; (budget + MIB) as usize]);
+        let mapping = MapOptions::new().budget(budget).advice(Advice::Random).map(store).unwrap();
+        assert!(mapping.iter().step_by(page as usize).all(|byte| *byte == 1));
+        while mapping.kernel_resident_bytes().unwrap() > budget - 64 * page {
+            std::thread::sleep(Duration::from_millis(10));
+        }
     });
 }

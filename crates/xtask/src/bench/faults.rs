@@ -28,7 +28,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     );
     let (times, pages) = first_touches(&FaultMode::ALL, arguments.runs)?;
     println!("faults, memory store, first touches, an access:");
-    let alone = first_fills_alone(arguments.runs, pages)?;
+    let alone = (0..arguments.runs.max(1)).map(|_| fill_alone(pages)).collect::<Result<_>>()?;
     print(names.iter().map(String::as_str).chain(["fill alone"]), [times, vec![alone]].concat(), pages);
     Ok(())
 }
@@ -82,9 +82,9 @@ pub(super) fn evicting(modes: &[FaultMode], runs: usize) -> Result<(Vec<Vec<Dura
     Ok((times, checked_times))
 }
 
-/// What [`first_touches`] cannot do without: the system call that puts a page into memory.
-pub(super) fn first_fills_alone(runs: usize, pages: u64) -> Result<Vec<Duration>> {
-    (0..runs.max(1)).map(|_| fill_alone(pages)).collect()
+/// Each page once, in an order that is no stream: by a stride that is odd, where there are 2^n.
+pub(super) fn scattered(pages: u64) -> impl Iterator<Item = u64> {
+    (0..pages).map(move |index| index * 2_731 % pages)
 }
 
 /// What a fault costs alone, where there is room: what each run took in each mode, and how many faults it had.
@@ -97,10 +97,9 @@ pub(super) fn first_touches(modes: &[FaultMode], runs: usize) -> Result<(Vec<Vec
         let mapping = MapOptions::new().cache(&cache).advice(Advice::Random).map_shared(store.clone())?;
         let page_bytes = mapping.page_bytes() as usize;
         pages = mapping.len() / page_bytes;
-        // Each page once, in an order that is no stream: by a stride that is odd, where there are 2^n.
         let begin = Instant::now();
-        for index in 0..pages {
-            black_box(mapping[index * 2_731 % pages * page_bytes]);
+        for page in scattered(pages as u64) {
+            black_box(mapping[page as usize * page_bytes]);
         }
         Ok(begin.elapsed())
     };

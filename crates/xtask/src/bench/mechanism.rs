@@ -14,6 +14,8 @@ use omnimap::store::{AlignedBytes, BackingStore};
 use omnimap_host::linux::LinuxHost;
 use omnimap_host::{Address, Fault, FaultServer, FaultStream, Host, Memory, Stores, Use, View, die};
 
+use super::faults::scattered;
+
 /// Pages evicted together.
 const EVICTED_TOGETHER: usize = 16;
 
@@ -91,7 +93,7 @@ impl FaultServer for Server {
     }
 }
 
-/// Fills `pages` pages of a memory that nobody waits for: the fill's system call and no more.
+/// Fills `pages` pages of a memory that nobody waits for: the system call that no fault can do without, and no more.
 pub(super) fn fill_alone(pages: u64) -> Result<Duration> {
     let host = LinuxHost::open(Some(FaultMode::InThread))?;
     let page_bytes = host.page_bytes();
@@ -99,9 +101,8 @@ pub(super) fn fill_alone(pages: u64) -> Result<Duration> {
     let _view = memory.map(0, pages * page_bytes)?;
     let bytes = vec![1; page_bytes as usize];
     let begin = Instant::now();
-    // In the order of `first_touches`.
-    for index in 0..pages {
-        memory.fill(index * 2_731 % pages * page_bytes, &bytes, Stores::Trap)?;
+    for page in scattered(pages) {
+        memory.fill(page * page_bytes, &bytes, Stores::Trap)?;
     }
     Ok(begin.elapsed())
 }
