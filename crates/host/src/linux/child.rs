@@ -11,15 +11,16 @@ use super::faults::Faults;
 use super::memory::Kind;
 use super::userfaultfd::{Notice, Userfaultfd};
 use super::view::{LinuxView, ViewList};
+use super::window::Window;
 use super::{failures, fault_signals, page_bytes, pagemap};
-use crate::{Address, Result, Sharing, Use, View, ViewRequest};
+use crate::{Result, Use, View, ViewRequest};
 
 /// The views of a child: mapped and registered as its parent's were, and served by whoever has the descriptor.
 pub struct ChildViews {
     faults: Arc<Faults>,
     userfaultfd: Arc<Userfaultfd>,
     /// Of no memory that we know: whoever serves them fills it.
-    unlisted: Arc<ViewList>,
+    unlisted: (Arc<ViewList>, Arc<Window>),
 }
 
 impl ChildViews {
@@ -30,23 +31,17 @@ impl ChildViews {
     pub fn new() -> Result<ChildViews> {
         let userfaultfd = Arc::new(Userfaultfd::open(Notice::Message)?);
         let faults = Arc::new(Faults::over(userfaultfd.clone())?);
-        Ok(ChildViews { faults, userfaultfd, unlisted: Arc::default() })
+        Ok(ChildViews { faults, userfaultfd, unlisted: Default::default() })
     }
 
-    /// Shows a part of a memory as a parent did, or takes over a private view that came along; for good. Gives the shared
-    /// one that a private one is filled through as well, and its address.
+    /// Shows a part of a memory as a parent did, or takes over a private view that came along; for good.
     ///
     /// # Errors
     /// If the kernel refuses.
-    pub fn show(
-        &self,
-        memory: BorrowedFd<'_>,
-        request: &ViewRequest,
-        used_as: Use,
-    ) -> Result<Option<(ViewRequest, Address)>> {
+    pub fn show(&self, memory: BorrowedFd<'_>, request: &ViewRequest, used_as: Use) -> Result<()> {
         let kind = Kind { page_bytes: page_bytes(), used_as, exclusive: 0 };
-        let view = LinuxView::map(memory, request, kind, (&self.faults, None), &self.unlisted)?;
-        let window = view.window().map(|start| (ViewRequest { sharing: Sharing::Shared, ..*request }, start));
+        let (views, window) = &self.unlisted;
+        let view = LinuxView::map(memory, request, kind, (&self.faults, None), (views, window))?;
         fault_signals::serve_here(
             view.start().0..view.start().0 + view.length() as usize,
             memory,
@@ -54,7 +49,7 @@ impl ChildViews {
         );
         // The child unmaps it by address, or ends.
         std::mem::forget(view);
-        Ok(window)
+        Ok(())
     }
 
     /// For whoever serves them.

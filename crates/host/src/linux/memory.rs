@@ -13,6 +13,7 @@ use super::figures::{ObjectKind, Published};
 use super::guarded::GuardedMemory;
 use super::kin::KinView;
 use super::view::{LinuxView, ViewList};
+use super::window::Window;
 use crate::error::During;
 use crate::{Address, Memory, Result, Stores, Use, View, ViewRequest};
 
@@ -28,6 +29,7 @@ pub(super) struct Memfd {
     kind: Kind,
     /// The views that there are, for filling through them.
     views: Arc<ViewList>,
+    window: Arc<Window>,
     /// Shared by fills, exclusive for punching. The kernel works out how many pages were freed from how many there are,
     /// and a page that is just being added hides one that was just dropped (`shmem_recalc_inode`): without this,
     /// `st_blocks` would be above the budget for a moment.
@@ -59,7 +61,16 @@ impl Memfd {
     pub(super) fn over(file: File, kind: Kind, faults: Arc<Faults>) -> Memfd {
         let guarded = faults.guarded_memory(kind.page_bytes);
         let figures = Published::new(&file, ObjectKind::Paged);
-        Memfd { file, faults, guarded, kind, views: Arc::default(), accounting: RwLock::default(), figures }
+        Memfd {
+            file,
+            faults,
+            guarded,
+            kind,
+            views: Arc::default(),
+            window: Arc::default(),
+            accounting: RwLock::default(),
+            figures,
+        }
     }
 }
 
@@ -90,11 +101,40 @@ impl Memfd {
             .for_others(offset, bytes, |faults, address, bytes| faults.protect(address, bytes, Stores::Trap))
     }
 
-    /// Writes what there is of an object's pages.
-    fn write_inside(&self, offset: u64, bytes: &[u8]) -> Result<()> {
-        let length = self.file.metadata().during("fstat(memfd)")?.len();
-        let count = bytes.len().min(length.saturating_sub(offset) as usize);
-        self.file.write_all_at(&bytes[..count], offset).during("pwrite(memfd)")
+    /// Puts bytes into holes through a view; gives how many. A page made by UFFDIO_COPY is complete before it can be found,
+    /// and never larger than a page.
+    fn fill_through_a_view(&self, offset: u64, bytes: &[u8], stores: Stores) -> Result<usize> {
+        loop {
+            if stores == Stores::Trap {
+                self.trap_in_others(offset, bytes.len() as u64)?;
+            }
+            let adding = self.accounting.read().unwrap_or_else(PoisonError::into_inner);
+            let copied = self.views.with(offset, |faults, address, room| {
+                let count = bytes.len().min(room as usize);
+                let copied = faults.copy(address, &bytes[..count], stores);
+                copied.map(|copied| (copied, address.0 + copied..address.0 + count))
+            });
+            drop(adding);
+            if let Some(copied) = copied {
+                let (copied, gone) = copied?;
+                // A child has unmapped it, or is gone.
+                if !gone.is_empty() {
+                    self.views.remove(gone);
+                }
+                return Ok(copied);
+            }
+            let length = self.file.metadata().during("fstat(memfd)")?.len();
+            if offset >= length {
+                return Ok(bytes.len()); // It was cut off meanwhile.
+            }
+            let shown = offset..offset + bytes.len() as u64;
+            self.window.show(shown, length, |request| self.view(request))?;
+        }
+    }
+
+    fn view(&self, request: &ViewRequest) -> Result<LinuxView> {
+        let faults = (&self.faults, self.guarded.as_ref());
+        LinuxView::map(self.file.as_fd(), request, self.kind, faults, (&self.views, &self.window))
     }
 }
 
@@ -106,37 +146,13 @@ impl Memory for Memfd {
         while at < end {
             let rest = &bytes[(at - offset) as usize..];
             let rest = &rest[..rest.len().min(FILL_BYTES_TOGETHER)];
-            if stores == Stores::Trap && self.guarded.is_none() {
-                self.trap_in_others(at, rest.len() as u64)?;
-            }
-            let _adding = self.accounting.read().unwrap_or_else(PoisonError::into_inner);
-            if let Some(guarded) = &self.guarded {
-                guarded.fill(&self.file, at, rest, stores)?;
-                at += rest.len() as u64;
-                continue;
-            }
-            // Through a view: a page made by UFFDIO_COPY is complete before it can be found, and never larger than a page.
-            // One made by write(2) can be found half written when the copy is interrupted by a fault of the source.
-            let copied = self.views.with(at, |faults, address, room| {
-                let count = rest.len().min(room as usize);
-                let copied = faults.copy(address, &rest[..count], stores)?;
-                Ok((copied, address.0 + copied..address.0 + count))
-            });
-            at += match copied {
-                Ok(Ok((copied, gone))) => {
-                    // A child has unmapped it, or is gone.
-                    if !gone.is_empty() {
-                        self.views.remove(gone);
-                    }
-                    copied as u64
+            at += match &self.guarded {
+                Some(guarded) => {
+                    let _adding = self.accounting.read().unwrap_or_else(PoisonError::into_inner);
+                    guarded.fill(&self.file, at, rest, stores)?;
+                    rest.len() as u64
                 }
-                Ok(Err(error)) => return Err(error),
-                // Nobody can look at what no view shows, and checked reads come after.
-                Err(no_view_before) => {
-                    let count = rest.len().min((no_view_before - at) as usize);
-                    self.write_inside(at, &rest[..count])?;
-                    count as u64
-                }
+                None => self.fill_through_a_view(at, rest, stores)? as u64,
             };
         }
         Ok(())
@@ -182,8 +198,7 @@ impl Memory for Memfd {
     }
 
     fn map_as(&self, request: &ViewRequest) -> Result<Arc<dyn View>> {
-        let faults = (&self.faults, self.guarded.as_ref());
-        Ok(Arc::new(LinuxView::map(self.file.as_fd(), request, self.kind, faults, &self.views)?))
+        Ok(Arc::new(self.view(request)?))
     }
 
     fn view_of_kin(&self, request: &ViewRequest, start: Address) -> Result<Arc<dyn View>> {

@@ -25,6 +25,7 @@ mod reservation;
 mod shared_memory;
 mod userfaultfd;
 mod view;
+mod window;
 
 pub use child::{ChildViews, HeldForFork, at_fork};
 pub use figures::ObjectKind;

@@ -14,6 +14,7 @@ use super::faults::{Accessible, Faults};
 use super::guarded::GuardedMemory;
 use super::memory::Kind;
 use super::userfaultfd::Userfaultfd;
+use super::window::Window;
 use super::{failures, pagemap};
 use crate::error::During;
 use crate::machine::At;
@@ -41,8 +42,8 @@ pub(super) struct LinuxView {
     borrowable: AtomicBool,
     /// Of a private view: pages that were made to fail, and so have no copy that would be lost.
     poisoned: Mutex<BTreeSet<u64>>,
-    /// Of a private view: a shared one that nobody has the address of, for the memory to be filled through.
-    window: Option<Box<LinuxView>>,
+    /// What a private view is filled through.
+    window: Option<Arc<Window>>,
 }
 
 /// The shared views of one memfd, in this process and in its kin.
@@ -60,24 +61,17 @@ pub(super) struct Listed {
 
 impl ViewList {
     /// Calls `work` with an address that shows the byte at `offset` of the memfd, and how many bytes from it on the view
-    /// shows; the view stays until it returns. Without one, the answer is how far there is none.
+    /// shows; the view stays until it returns. `None` without one.
     pub(super) fn with<T>(
         &self,
         offset: u64,
         work: impl FnOnce(&Userfaultfd, Address, u64) -> T,
-    ) -> Result<T, u64> {
+    ) -> Option<T> {
         let views = self.views.read().unwrap_or_else(PoisonError::into_inner);
         // Those of kin, which may go without a word, come last.
-        if let Some((start, listed)) = views.iter().find(|(_, listed)| listed.shown.contains(&offset)) {
-            let Listed { shown, faults } = listed;
-            return Ok(work(faults, Address(start.0 + (offset - shown.start) as usize), shown.end - offset));
-        }
-        Err(views
-            .values()
-            .map(|listed| listed.shown.start)
-            .filter(|start| *start > offset)
-            .min()
-            .unwrap_or(u64::MAX))
+        let (start, Listed { shown, faults }) =
+            views.iter().find(|(_, listed)| listed.shown.contains(&offset))?;
+        Some(work(faults, Address(start.0 + (offset - shown.start) as usize), shown.end - offset))
     }
 
     /// Calls `work` with the part of each view but the first (that [`with`](Self::with) takes) that shows some of the bytes.
@@ -137,7 +131,7 @@ impl LinuxView {
         request: &ViewRequest,
         kind: Kind,
         (faults, guarded): (&Arc<Faults>, Option<&Arc<GuardedMemory>>),
-        siblings: &Arc<ViewList>,
+        (siblings, window): (&Arc<ViewList>, &Arc<Window>),
     ) -> Result<LinuxView> {
         if request.place != Place::anywhere() || request.sharing == Sharing::Private {
             faults.kin()?; // Where signals tell of faults, addresses are known by whole views.
@@ -150,17 +144,6 @@ impl LinuxView {
             .ok_or_else(too_long)
             .during("mmap(memfd)")?;
         let private = request.sharing == Sharing::Private;
-        let window = if private {
-            let hidden = ViewRequest {
-                place: Place::anywhere(),
-                protection: Protection::NONE,
-                sharing: Sharing::Shared,
-                ..*request
-            };
-            Some(Box::new(LinuxView::map(file, &hidden, kind, (faults, guarded), siblings)?))
-        } else {
-            None
-        };
         let start = map_inaccessible(file, request, mapped_bytes)?;
         // From here on dropping the value unmaps.
         let view = LinuxView {
@@ -175,8 +158,11 @@ impl LinuxView {
             parts: Mutex::new(std::iter::once(0..mapped_bytes as u64).collect()),
             borrowable: AtomicBool::new(!private),
             poisoned: Mutex::default(),
-            window,
+            window: private.then(|| window.clone()),
         };
+        if private {
+            window.add_private_view();
+        }
         // The registration is not inherited by fork, so a child must not see this range at all (F03): a hole would read as
         // zeros there, and then for everybody. Whoever cares for children lets private views along for the moment of a fork.
         view.advise(0..mapped_bytes as u64, libc::MADV_DONTFORK).during("madvise(DONTFORK)")?;
@@ -198,11 +184,6 @@ impl LinuxView {
             siblings.add(shown, view.start(), userfaultfd.clone());
         }
         Ok(view)
-    }
-
-    /// Where the shared view is that a private one is filled through.
-    pub(super) fn window(&self) -> Option<Address> {
-        self.window.as_ref().map(|window| window.start())
     }
 
     fn check_borrowable(&self) {
@@ -496,6 +477,9 @@ impl Drop for LinuxView {
             let _ = unsafe { rustix::mm::munmap(start.0 as *mut _, bytes) };
             // A thread that came by a raw pointer and waits in the range would wait for ever: let it find the hole.
             let _ = self.faults.wake(start, bytes as u64);
+        }
+        if let Some(window) = &self.window {
+            window.remove_private_view();
         }
     }
 }

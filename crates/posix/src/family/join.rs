@@ -55,11 +55,8 @@ impl Joining {
     pub(crate) fn show(&mut self, object: &Arc<Object>, request: &ViewRequest, at: Address) -> Result<()> {
         let memory = object.live().object.memory();
         let file = memory.descriptor().ok_or(Errno::EOPNOTSUPP)?;
-        let window = self.views.show(file, request, memory.used_as()).map_err(|e| Errno(e.errno()))?;
+        self.views.show(file, request, memory.used_as()).map_err(|e| Errno(e.errno()))?;
         self.joined.push(JoinedView::of(object.cookie, request, at));
-        if let Some((window, start)) = window {
-            self.joined.push(JoinedView::of(object.cookie, &window, start));
-        }
         if !self.objects.iter().any(|known| Arc::ptr_eq(known, object)) {
             self.objects.push(object.clone());
         }
