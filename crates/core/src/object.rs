@@ -525,7 +525,9 @@ impl Drop for MemoryObject {
         let pages = std::mem::take(&mut *self.pages());
         self.cache.forget_object(self.id);
         // The memory goes before the budget comes back, or both together would be above it for a moment.
-        if let Err(error) = self.memory.punch(0, self.cache.page.bytes_of(self.all_pages()).end.max(1)) {
+        if pages.table.resident_count() > 0
+            && let Err(error) = self.memory.punch(0, self.cache.page.bytes_of(self.all_pages()).end.max(1))
+        {
             tracing::warn!(object = %self.name, %error, "memory could not be given back before it was closed");
         }
         if pages.table.dirty_count() > 0 {

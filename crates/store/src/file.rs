@@ -151,8 +151,7 @@ impl FileStore {
     fn new(name: String, file: File, direct: bool, writability: Writability) -> Result<FileStore> {
         let failed = |source| StoreError::Open { name: name.clone(), source };
         // Before the length is asked for: if somebody comes between, that is a change.
-        let pin = Pin::new(&file).map_err(failed)?;
-        let metadata = file.metadata().map_err(failed)?;
+        let (pin, metadata) = Pin::new(&file).map_err(failed)?;
         let length = length_of(&name, &file, &metadata)?;
         // The times of a device's node say nothing about the device.
         let pin = Some(pin).filter(|_| metadata.is_file());
@@ -199,7 +198,7 @@ impl FileStore {
 
     fn read_direct(&self, offset: u64, into: &mut [u8]) -> io::Result<usize> {
         if is_aligned(offset, into) {
-            return read_until_end(&self.file, offset, into);
+            return read_until_end(offset, into, |part, at| omnimap_queue::read_at(&self.file, part, at));
         }
         let alignment = AlignedBytes::ALIGNMENT as u64;
         let bounce_bytes = (into.len() + 2 * AlignedBytes::ALIGNMENT)
@@ -212,7 +211,9 @@ impl FileStore {
             let skip = (at % alignment) as usize;
             let wanted =
                 (into.len() - done + skip).next_multiple_of(AlignedBytes::ALIGNMENT).min(bounce.len());
-            let got = read_until_end(&self.file, at - skip as u64, &mut bounce[..wanted])?;
+            let got = read_until_end(at - skip as u64, &mut bounce[..wanted], |part, at| {
+                omnimap_queue::read_at(&self.file, part, at)
+            })?;
             let count = got.saturating_sub(skip).min(into.len() - done);
             into[done..done + count].copy_from_slice(&bounce[skip..skip + count]);
             done += count;
@@ -224,7 +225,7 @@ impl FileStore {
     }
 
     fn read_buffered(&self, offset: u64, into: &mut [u8]) -> io::Result<usize> {
-        let got = read_until_end(&self.file, offset, into)?;
+        let got = read_until_end(offset, into, |part, at| self.file.read_at(part, at))?;
         if let Some(length) = std::num::NonZeroU64::new(got as u64) {
             // Advice only: where it is refused, the bytes are in two caches and nothing else is wrong.
             let _ = rustix::fs::fadvise(&self.file, offset, Some(length), rustix::fs::Advice::DontNeed);
@@ -428,12 +429,17 @@ fn shown(path: &Path) -> String {
 }
 
 /// Reads until the buffer is full or the file ends.
-fn read_until_end(file: &File, offset: u64, into: &mut [u8]) -> io::Result<usize> {
+fn read_until_end(
+    offset: u64,
+    into: &mut [u8],
+    mut read_at: impl FnMut(&mut [u8], u64) -> io::Result<usize>,
+) -> io::Result<usize> {
     let mut done = 0;
     while done < into.len() {
-        match omnimap_queue::read_at(file, &mut into[done..], offset + done as u64) {
+        match read_at(&mut into[done..], offset + done as u64) {
             Ok(0) => break,
             Ok(count) => done += count,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             // A direct read that goes on after a part that is no whole block: the file ended there.
             Err(e) if e.kind() == io::ErrorKind::InvalidInput && done > 0 => break,
             Err(e) => return Err(e),

@@ -33,8 +33,13 @@ const TRACE_WAIT: Duration = Duration::from_millis(1);
 const TRACE_LOOKS_MAX: usize = 50;
 
 impl Identity {
-    /// The file as it is; path and times are of the same moment, or the next look follows a change that was none.
+    /// The file as it is.
     pub(super) fn now(file: &File) -> io::Result<Identity> {
+        Ok(Self::with_metadata(file)?.0)
+    }
+
+    /// As [`now`](Self::now); path and times are of the same moment, or the next look follows a change that was none.
+    pub(super) fn with_metadata(file: &File) -> io::Result<(Identity, Metadata)> {
         let mut metadata = file.metadata()?;
         for _ in 0..LOOKS_MAX {
             let path = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).ok();
@@ -50,7 +55,7 @@ impl Identity {
                 path,
             };
             if identity.is_same(&metadata) {
-                return Ok(identity);
+                return Ok((identity, again));
             }
             metadata = again;
         }

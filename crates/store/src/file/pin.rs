@@ -1,6 +1,6 @@
 //! Holds a file to the version that is known, and lets our own writes move it.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -50,12 +50,12 @@ pub(super) struct OwnChange<'a> {
 }
 
 impl Pin {
-    /// Knows a file as it is.
-    pub(super) fn new(file: &File) -> io::Result<Pin> {
-        let known = Identity::now(file)?;
+    /// Knows a file as it is, and says how it is.
+    pub(super) fn new(file: &File) -> io::Result<(Pin, Metadata)> {
+        let (known, metadata) = Identity::with_metadata(file)?;
         let version = known.version();
         let state = State { version, known, changed: None, own_changes: 0, resized: false };
-        Ok(Pin { state: Mutex::new(state) })
+        Ok((Pin { state: Mutex::new(state) }, metadata))
     }
 
     /// The same version, if nobody is just looking at it; without what changes of our own are under way.
@@ -164,7 +164,7 @@ mod tests {
     fn file(bytes: &[u8]) -> (File, Pin) {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(bytes, 0).unwrap();
-        let pin = Pin::new(&file).unwrap();
+        let (pin, _) = Pin::new(&file).unwrap();
         (file, pin)
     }
 
