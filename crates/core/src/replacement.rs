@@ -58,6 +58,11 @@ const NEW_LEAST_SHARE: usize = 20;
 /// So many ghosts are remembered however few pages there are: of fewer, most take each other's place.
 const GHOSTS_MIN: usize = 16;
 
+/// Queues grow by this part of them.
+const GROWTH_SHARE: usize = 8;
+/// Or by so many entries.
+const GROWTH_LEAST: usize = 64;
+
 /// Where a page stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Queue {
@@ -96,7 +101,12 @@ impl Replacement {
     /// Puts a page at the end of a queue.
     pub fn put(&mut self, queue: Queue, page: CachedPage) {
         self.ghosts.take(page);
-        self.queue(queue).push_back(page);
+        let queue = self.queue(queue);
+        if queue.len() == queue.capacity() {
+            // Twice as much would leave half of it unused, which for millions of pages is a lot.
+            queue.reserve_exact((queue.len() / GROWTH_SHARE).max(GROWTH_LEAST));
+        }
+        queue.push_back(page);
     }
 
     /// Takes at most `batch` pages out of the queues, to be looked at.

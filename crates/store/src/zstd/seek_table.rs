@@ -24,17 +24,19 @@ const ENTRIES_READ: u64 = 64 << 10;
 struct Frame {
     /// Where it begins in the file.
     packed_start: u64,
-    packed_bytes: u32,
-    /// The low half of the XXH64 of its bytes.
-    checksum: Option<u32>,
     /// Where its bytes begin in the object.
     start: u64,
+    packed_bytes: u32,
+    /// The low half of the XXH64 of its bytes; 0 if it has none. Not an `Option`, for there are millions of frames.
+    checksum: u32,
 }
 
 /// The frames of a file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct SeekTable {
     frames: Vec<Frame>,
+    /// A frame has no checksum.
+    lacks_checksums: bool,
     packed_end: u64,
     end: u64,
 }
@@ -127,7 +129,13 @@ impl SeekTable {
         if self.frames.len() >= FRAMES_MAX as usize || self.frames.try_reserve(1).is_err() {
             return Err("it has more frames than memory can hold".to_owned());
         }
-        self.frames.push(Frame { packed_start: self.packed_end, packed_bytes, checksum, start: self.end });
+        self.lacks_checksums |= checksum.is_none();
+        self.frames.push(Frame {
+            packed_start: self.packed_end,
+            start: self.end,
+            packed_bytes,
+            checksum: checksum.unwrap_or(0),
+        });
         self.packed_end += u64::from(packed_bytes);
         self.end += u64::from(bytes);
         Ok(())
@@ -140,7 +148,7 @@ impl SeekTable {
 
     /// The bytes that end a seekable file.
     pub(super) fn encode(&self) -> Vec<u8> {
-        let checksums = self.frames.iter().all(|f| f.checksum.is_some());
+        let checksums = !self.lacks_checksums;
         let mut bytes = Vec::new();
         bytes.extend(SKIPPABLE_MAGIC.to_le_bytes());
         let entry_bytes = if checksums { 12 } else { 8 };
@@ -150,8 +158,8 @@ impl SeekTable {
             let range = self.range(i);
             bytes.extend(frame.packed_bytes.to_le_bytes());
             bytes.extend(((range.end - range.start) as u32).to_le_bytes());
-            if let (true, Some(checksum)) = (checksums, frame.checksum) {
-                bytes.extend(checksum.to_le_bytes());
+            if checksums {
+                bytes.extend(frame.checksum.to_le_bytes());
             }
         }
         bytes.extend((self.frames.len() as u32).to_le_bytes());
@@ -188,7 +196,7 @@ impl SeekTable {
 
     /// The checksum of a frame's bytes, if the table has any.
     pub(super) fn checksum(&self, frame: usize) -> Option<u32> {
-        self.frames[frame].checksum
+        (!self.lacks_checksums).then(|| self.frames[frame].checksum)
     }
 
     /// The longest frame of the object, in bytes.

@@ -15,7 +15,7 @@ use crate::bench::memory_cgroup::MemoryCgroup;
 
 /// What a process needs beside the budget: its heap, its page tables, what it has under way.
 pub(super) fn beside_budget(file_bytes: u64) -> u64 {
-    (40 << 20) + file_bytes / 256
+    (48 << 20) + file_bytes / 256
 }
 
 pub(super) struct Bench {
