@@ -17,6 +17,7 @@ use crate::durable::{Pace, Sweeping};
 use crate::error::{Error, Result};
 use crate::exit;
 use crate::fillers::Fillers;
+use crate::large::Collapsing;
 use crate::location::Location;
 use crate::mapped_view::MappedView;
 use crate::object::MemoryObject;
@@ -98,6 +99,7 @@ pub(crate) struct Inner {
     /// No more of the dirty pages can be stored to until some have been written.
     pub(crate) too_scattered: AtomicBool,
     pub(crate) sweeping: Sweeping,
+    pub(crate) collapsing: Mutex<Collapsing>,
     pub(crate) counters: Counters,
     pub(crate) made_in: ProcessId,
     workers: Workers,
@@ -142,6 +144,7 @@ impl PageCache {
             dirty: AtomicU64::new(0),
             too_scattered: AtomicBool::new(false),
             sweeping: Sweeping::default(),
+            collapsing: Mutex::default(),
             counters: Counters::default(),
             made_in: ProcessId::current(),
             workers: Workers::new(options.workers_max),
@@ -375,6 +378,10 @@ impl Inner {
 
     pub(crate) fn objects(&self) -> Vec<Arc<MemoryObject>> {
         read(&self.objects).values().filter_map(Weak::upgrade).collect()
+    }
+
+    pub(crate) fn object_ids(&self) -> Vec<ObjectId> {
+        read(&self.objects).keys().copied().collect()
     }
 
     pub(crate) fn forget_object(&self, id: ObjectId) {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::cache::Inner;
+use crate::large::SPLITS_MAX;
 use crate::object::MemoryObject;
 use crate::page_state::Transition;
 use crate::page_table::Mark;
@@ -96,6 +97,8 @@ impl Inner {
         let mut looks_left = 8 * queued + batch;
         // Dirty pages have to be written first. When enough are on their way, it is better to wait for those.
         let mut unwritten = 0;
+        // What is over is spared, and split by the next one who wants room.
+        let mut splits_left = SPLITS_MAX;
         while evicted < wanted && looks_left > 0 && unwritten < UNWRITTEN_BATCHES_MAX * batch {
             let spare = if looks_left > 4 * queued { Spare::Used } else { Spare::Pinned };
             let step = lock(&self.replacement).next_step(batch as usize);
@@ -108,7 +111,9 @@ impl Inner {
                     looks_left = looks_left.saturating_sub(pages.len() as u64);
                     self.for_runs(pages, |object, runs| {
                         let mut dirty = Vec::new();
-                        evicted += runs.iter().map(|run| object.judge(*run, spare, &mut dirty)).sum::<u64>();
+                        for run in runs {
+                            evicted += object.judge(*run, spare, &mut splits_left, &mut dirty);
+                        }
                         unwritten += dirty.iter().map(|run| run.count()).sum::<u64>();
                         if !dirty.is_empty() {
                             self.write_back_soon(object, &dirty);
@@ -155,6 +160,8 @@ impl Inner {
 impl MemoryObject {
     /// Forgets who used the pages, so that it can be told later, and puts them into a queue.
     fn forget_touches(&self, runs: &[PageRange], queue: Queue) {
+        let mut splits_left = SPLITS_MAX;
+        runs.iter().for_each(|run| self.split_in(*run, &mut splits_left));
         if self.view_count() <= VIEWS_ASKED_MAX {
             self.for_views(runs, |shown, ranges| {
                 if let Err(error) = shown.view.forget_touches(ranges) {
@@ -172,7 +179,14 @@ impl MemoryObject {
 
     /// Spares the pages of a run that were used since that was forgotten last, and evicts the others, but for those that
     /// are dirty: they are told.
-    fn judge(&self, run: PageRange, spare: Spare, dirty: &mut Vec<PageRange>) -> u64 {
+    fn judge(
+        &self,
+        run: PageRange,
+        spare: Spare,
+        splits_left: &mut usize,
+        dirty: &mut Vec<PageRange>,
+    ) -> u64 {
+        self.split_in(run, splits_left);
         let mut used = vec![false; run.count() as usize];
         if spare == Spare::Used && self.view_count() <= VIEWS_ASKED_MAX {
             let mut parts = Vec::new();
@@ -204,6 +218,7 @@ impl MemoryObject {
         chosen: Chosen,
         dirty: &mut Vec<PageRange>,
     ) -> Vec<(PageRange, Arc<Transit>)> {
+        let large_page_pages = self.cache.large_page_pages();
         let mut pages = self.pages();
         let by_queue = chosen == Chosen::ByQueue;
         let mut parts: Vec<PageRange> = Vec::new();
@@ -217,7 +232,10 @@ impl MemoryObject {
                 continue;
             }
             let used = *used || (spare == Spare::Used && pages.table.is(page, Mark::Read));
-            if used || pages.table.is(page, Mark::Pinned) || pages.locks.has(page) {
+            let is_kept = pages.table.is(page, Mark::Pinned)
+                || pages.locks.has(page)
+                || pages.large.has(page, large_page_pages);
+            if used || is_kept {
                 if by_queue {
                     self.count(Counter::pages_spared, 1);
                     lock(&self.cache.replacement).put(Queue::Spared, CachedPage { object: self.id, page });
@@ -255,6 +273,7 @@ impl MemoryObject {
 
     /// Evicts what can go of a range because somebody asked for it, used or not.
     pub(crate) fn evict_range(&self, range: PageRange) -> u64 {
+        self.split_all_in(range);
         let resident: Vec<PageRange> = self
             .pages()
             .table

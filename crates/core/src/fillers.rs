@@ -59,6 +59,8 @@ enum Job {
     Sweep(Option<(Arc<MemoryObject>, Vec<PageRange>)>),
     /// Likewise: it makes the room.
     Replenish,
+    /// Needs no room either.
+    Collapse,
 }
 
 impl Fillers {
@@ -208,8 +210,13 @@ impl Inner {
         self.submit(Job::Replenish);
     }
 
+    /// Lets a writer [make pages large](Self::collapse_some).
+    pub(crate) fn submit_collapsing(self: &Arc<Self>) {
+        self.submit(Job::Collapse);
+    }
+
     fn submit(self: &Arc<Self>, job: Job) {
-        let writes = matches!(job, Job::Write(_) | Job::Sweep(_) | Job::Replenish);
+        let writes = matches!(job, Job::Write(_) | Job::Sweep(_) | Job::Replenish | Job::Collapse);
         let pool: fn(&Inner) -> &Fillers =
             if writes { |inner| &inner.writers } else { |inner| &inner.fillers };
         let fillers = pool(self);
@@ -221,7 +228,7 @@ impl Inner {
         match job {
             Job::Waiter(..) | Job::Write(_) | Job::Sweep(_) => state.urgent.push_back(job),
             Job::Replenish => state.urgent.push_front(job),
-            Job::Ahead(..) | Job::Prefetch(_) => state.later.push_back(job),
+            Job::Ahead(..) | Job::Prefetch(_) | Job::Collapse => state.later.push_back(job),
         }
         let queued = state.urgent.len() + state.later.len();
         let spawn = queued > state.idle && state.threads < fillers.threads_max;
@@ -252,7 +259,11 @@ impl Inner {
             let job = if alone { state.urgent.pop_front().or_else(|| state.later.pop_front()) } else { None };
             drop(state);
             // Nobody else would do it.
-            job.into_iter().for_each(|job| self.perform(job));
+            match job {
+                // But for what nobody waits for, and takes long.
+                Some(Job::Collapse) => self.end_collapsing(0),
+                job => job.into_iter().for_each(|job| self.perform(job)),
+            }
         }
     }
 
@@ -269,6 +280,7 @@ impl Inner {
             Job::Write(shares) => while shares.write_one() {},
             Job::Sweep(first) => self.sweep(first),
             Job::Replenish => self.replenish(),
+            Job::Collapse => self.collapse_some(),
             Job::Prefetch(pieces) => {
                 if pieces.fetch_some() {
                     self.submit(Job::Prefetch(pieces));
@@ -290,6 +302,7 @@ impl Inner {
             Job::Prefetch(pieces) => while pieces.fetch_some() {},
             // Whoever waits for it writes, or evicts, himself.
             Job::Write(_) | Job::Sweep(_) | Job::Replenish => {}
+            Job::Collapse => self.end_collapsing(0),
         }
     }
 }

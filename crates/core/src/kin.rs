@@ -90,6 +90,10 @@ impl PageCache {
         let name = catch(|| Arc::<str>::from(store.name()))?;
         let object = self.register(name, store, length, memory);
         object.take_stock()?;
+        if let Some(each) = self.inner.large_page_pages() {
+            let pages = &mut *object.pages();
+            pages.large.suspect(&pages.table, each);
+        }
         Ok(object)
     }
 

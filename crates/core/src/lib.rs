@@ -27,6 +27,7 @@ mod fill;
 mod fillers;
 mod held;
 mod kin;
+mod large;
 mod location;
 mod locks;
 mod mapped_view;

@@ -124,6 +124,7 @@ impl MappedView {
         let inner = &self.object.cache;
         let pages = inner.page.pages_of(wanted);
         let quota = self.quota(pages)?;
+        self.object.split_around(pages);
         let mut guard = PinGuard {
             mapping: self,
             range: offset as usize..(offset + length) as usize,
@@ -156,6 +157,7 @@ impl MappedView {
     pub fn lock(&self, pages: PageRange) -> Result<()> {
         self.locate(0, 0)?;
         self.quota(pages)?.keep();
+        self.object.split_around(pages);
         self.object.pages().locks.add(pages);
         Ok(())
     }

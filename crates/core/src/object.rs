@@ -13,6 +13,7 @@ use crate::address_space::Shown;
 use crate::cache::Inner;
 use crate::error::{Error, Result};
 use crate::fill::Fill;
+use crate::large::LargePages;
 use crate::locks::Locks;
 use crate::page_state::{PageState, Transition};
 use crate::page_table::{Mark, PageTable};
@@ -62,6 +63,7 @@ pub(crate) struct Pages {
     /// Addresses (of pages) that raise SIGBUS until that is taken back.
     pub(crate) poisoned: HashMap<PageIndex, Vec<Poisoned>>,
     pub(crate) writes: Writes,
+    pub(crate) large: LargePages,
 }
 
 /// An address (of a page) whose accesses raise SIGBUS.

@@ -157,6 +157,28 @@ impl PageTable {
         self.runs_in(&leaves, range, |slot| slot.state() != PageState::Absent)
     }
 
+    /// The aligned ranges of so many pages of which all are clean, in order.
+    pub(crate) fn clean_ranges(&self, pages: u64) -> Vec<PageRange> {
+        // By whole leaves first, for there are many; ranges are of many leaves, or of part of one.
+        let full = |leaf: &Leaf| u64::from(leaf.used) == LEAF_PAGES && leaf.dirty == 0;
+        let wanted = pages.div_ceil(LEAF_PAGES);
+        let mut leaves: HashMap<u64, u64> = HashMap::new();
+        for (key, leaf) in &self.leaves {
+            if pages < LEAF_PAGES || full(leaf) {
+                let ranges = key * LEAF_PAGES / pages..=((key + 1) * LEAF_PAGES - 1) / pages;
+                ranges.for_each(|range| *leaves.entry(range).or_default() += 1);
+            }
+        }
+        let candidates = leaves.into_iter().filter(|(_, count)| *count >= wanted).map(|(range, _)| range);
+        let is_clean = |range: &PageRange| range.iter().all(|page| self.state(page) == PageState::Clean);
+        let mut ranges: Vec<PageRange> = candidates
+            .map(|range| PageRange::new(range * pages, (range + 1) * pages))
+            .filter(is_clean)
+            .collect();
+        ranges.sort_unstable_by_key(|range| range.start);
+        ranges
+    }
+
     /// Splits a range into runs of equal residency.
     pub(crate) fn resident_runs(&self, range: PageRange) -> Vec<(PageRange, bool)> {
         let mut runs: Vec<(PageRange, bool)> = Vec::new();
@@ -277,6 +299,27 @@ mod tests {
     fn fill(table: &mut PageTable, page: u64) {
         table.apply(PageIndex(page), Transition::BeginFill);
         table.apply(PageIndex(page), Transition::Filled);
+    }
+
+    #[test]
+    fn clean_ranges_are_aligned_and_whole() {
+        let mut table = PageTable::default();
+        let mut fill = |pages: std::ops::Range<u64>| {
+            for page in pages.map(PageIndex) {
+                table.apply(page, Transition::BeginFill);
+                table.apply(page, Transition::Filled);
+            }
+        };
+        fill(100..1030);
+        fill(1500..2048);
+        let all = |table: &PageTable, pages| {
+            table.clean_ranges(pages).iter().map(|range| (range.start.0, range.end.0)).collect::<Vec<_>>()
+        };
+        assert_eq!(all(&table, 512), [(512, 1024), (1536, 2048)]);
+        assert_eq!(all(&table, 1024), [], "none is whole");
+        assert_eq!(all(&table, 4).len(), (1028 - 100) / 4 + (2048 - 1500) / 4);
+        table.apply(PageIndex(700), Transition::BeginEviction);
+        assert_eq!(all(&table, 512), [(1536, 2048)]);
     }
 
     #[test]

@@ -115,6 +115,10 @@ counters! {
     evictions,
     /// Pages that were spared because they had been used again.
     pages_spared,
+    /// Large pages that were made of many.
+    large_pages_made,
+    /// Large pages that were given up: somebody wanted room, or a child the object.
+    large_pages_split,
 }
 
 /// Adds to a counter of an object, if it is about one, and of its cache.

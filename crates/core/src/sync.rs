@@ -9,7 +9,7 @@
 //!                                                                                    > Budget::state
 //!                                                                   > MemoryObject::views
 //!                                                                   > Kept::pages
-//! Streams, Fillers::state, Shares::state, Turns, Pace, PageCache::objects: leaves, held alone
+//! Streams, Fillers::state, Shares::state, Turns, Pace, Collapsing, PageCache::objects: leaves, held alone
 //! ```
 //! No lock is held across a call of a store.
 

@@ -260,6 +260,7 @@ fn lost(error: &omnimap_host::HostError) -> ! {
 /// Fails the accesses that the store has left waiting for too long, and forgives those that failed a while ago.
 fn expire(inner: &Arc<Inner>) {
     inner.write_back_old();
+    inner.consider_large_pages();
     let now = Instant::now();
     for object in inner.objects() {
         if let Some(oldest) = now.checked_sub(inner.options.fill_time_max) {

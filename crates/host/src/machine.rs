@@ -405,6 +405,27 @@ pub trait View: Send + Sync {
 
     /// Appends the parts of the range that were touched since they were filled or forgotten.
     fn touched(&self, range: Range<u64>, parts: &mut Vec<Range<u64>>) -> Result<()>;
+
+    /// Shows a range by one large page ([`Host::large_page_bytes`]), if it can. All of it is resident, and stays so
+    /// meanwhile.
+    ///
+    /// Unless the answer is [`Collapsed::Not`], the memory has one large page there, whatever shows it: it can only be
+    /// [punched](Memory::punch) as a whole from then on.
+    fn collapse(&self, range: Range<u64>) -> Collapsed {
+        let _this_machine_has_none = range;
+        Collapsed::Not
+    }
+}
+
+/// What became of a [`View::collapse`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Collapsed {
+    /// Nothing was done: the view is not aligned for it.
+    Not,
+    /// The memory may have a large page now, and the view may be shown by small ones.
+    Perhaps,
+    /// One large page is shown.
+    Done,
 }
 
 /// Addresses that are set aside for one view, and go back to where they are from when this is dropped.
@@ -417,6 +438,11 @@ pub trait Addresses: Send + Sync {
 
 /// A machine.
 pub trait Host: Send + Sync {
+    /// Bytes of a large page, if the machine has such: a power of two, of many pages.
+    fn large_page_bytes(&self) -> Option<u64> {
+        None
+    }
+
     /// Bytes of a page; a power of two.
     fn page_bytes(&self) -> u64;
 

@@ -72,6 +72,7 @@ pub struct MapOptions {
     dirty_time_max: Option<Duration>,
     write_back_bytes_per_second_max: Option<u64>,
     fault_mode: Option<FaultMode>,
+    pub(crate) small_pages: bool,
     pub(crate) wishes: Wishes,
     pub(crate) reservation: Option<(Reservation, u64)>,
 }
@@ -112,6 +113,7 @@ impl MapOptions {
             dirty_time_max: None,
             write_back_bytes_per_second_max: None,
             fault_mode: None,
+            small_pages: false,
             wishes: Wishes::default(),
             reservation: None,
         }
@@ -428,6 +430,9 @@ impl MapOptions {
         let cache = MapOptions { fault_mode: Some(FaultMode::Worker), ..self.clone() }.cache_to_use()?;
         let readahead_bytes_max = self.readahead_of(&*store);
         let (object, _) = cache.pages.open_as(store, used_as)?;
+        if self.small_pages {
+            object.refuse_large_pages();
+        }
         Ok(Object::new(cache.pages, object, rights, readahead_bytes_max))
     }
 
@@ -505,6 +510,9 @@ impl MapOptions {
         let cache = self.cache_to_use()?;
         let readahead_bytes_max = self.readahead_of(&*store);
         let (object, exclusive) = cache.pages.open_as(store, used_as)?;
+        if self.small_pages {
+            object.refuse_large_pages();
+        }
         let length = self.length.unwrap_or(object.len().saturating_sub(self.offset));
         if self.offset.checked_add(length).is_none_or(|end| end > object.len()) {
             let (offset, end) = (self.offset, object.len());

@@ -74,9 +74,17 @@ impl MapOptions {
     }
 
     /// Asks for large pages (`MADV_HUGEPAGE`, madvise(2)): where there are none, nothing happens. For [`kernel`](crate::kernel)
-    /// memory; paged objects are of single pages.
+    /// memory; for paged objects see [`large_pages`](Self::large_pages).
     pub fn huge(&mut self, yes: bool) -> &mut Self {
         self.wishes.huge = yes;
+        self
+    }
+
+    /// Whether ranges of a paged object that is only read are shown by large pages (`MADV_COLLAPSE`, madvise(2)) while all of a
+    /// range (2 MiB, mostly) is in memory and in use, and nobody wants room; they are, unless this is said. Random reads of
+    /// what is in memory are faster then. Of an object that is stored to, never: stores are noticed page by page.
+    pub fn large_pages(&mut self, yes: bool) -> &mut Self {
+        self.small_pages = !yes;
         self
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use omnimap::posix;
 use omnimap::store::{Counting, Faulty, MemoryStore, Misbehaviour};
 use omnimap::{Advice, Cache, Error, MapOptions, Mapping, Reservation};
 use omnimap_testkit::{in_child, pattern, pattern_store, skip, skip_without_mappings, within};
@@ -370,4 +371,60 @@ fn u03_addresses_that_went_back_are_sigsegv() {
     // SAFETY: none: it is what must not work.
     unsafe { byte.read_volatile() };
     std::process::exit(0);
+}
+
+#[test]
+fn e1_what_no_mapping_shows_is_read_when_there_can_be_no_more_mappings() {
+    if skip_without_mappings() {
+        return;
+    }
+    const NAME: &str = "e1_what_no_mapping_shows_is_read_when_there_can_be_no_more_mappings";
+    if let Some(output) = in_child(NAME, LIMIT) {
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        return;
+    }
+    let cache = Cache::new(8 * MIB).unwrap();
+    let object = || MapOptions::new().cache(&cache).object(Arc::new(pattern_store(8 * MIB))).unwrap();
+    let (before, object) = (object(), object());
+    let read = |object: &omnimap::posix::Object, at: u64| {
+        let mut bytes = [0; 100];
+        object.read_at(at, &mut bytes).unwrap();
+        assert!((at..).zip(&bytes).all(|(at, byte)| *byte == pattern(at)));
+    };
+    read(&before, 0); // What is made once, is made.
+    // A private mapping is not filled through itself; and is not to be had in other fault modes.
+    let (null, bytes) = (std::ptr::null_mut(), 8 * MIB as usize);
+    let map = |object| {
+        let (prot, flags) = (posix::Prot::READ, posix::MapFlags::PRIVATE);
+        // SAFETY: a new mapping at a place of the kernel's choice.
+        let start = unsafe { posix::mmap(null, bytes, prot, flags, posix::Source::Object(object), 0) };
+        // SAFETY: mapped just now, for good.
+        start.map(|start| unsafe { std::slice::from_raw_parts(start.cast::<u8>(), bytes) })
+    };
+    let (used, private) = (map(&before), map(&object));
+    assert!(used.is_ok_and(|bytes| bytes[MIB as usize] == pattern(MIB)) || private.is_err());
+    let limit: u64 = std::fs::read_to_string("/proc/sys/vm/max_map_count").unwrap().trim().parse().unwrap();
+    let length = (2 * limit * page()) as usize;
+    let (null, flags) = (std::ptr::null_mut(), libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE);
+    // SAFETY: a new mapping at a place of the kernel's choice.
+    let start = unsafe { libc::mmap(null, length, libc::PROT_READ, flags, -1, 0) };
+    assert_ne!(start, libc::MAP_FAILED);
+    let protect = |at: usize, length: usize| {
+        // SAFETY: pages of it, which nobody uses.
+        unsafe { libc::mprotect(start.wrapping_byte_add(at), length, libc::PROT_NONE) == 0 }
+    };
+    let refused = (0..length).step_by(2 * page() as usize).find(|at| !protect(*at, page() as usize));
+    assert!(refused.is_some(), "{limit} mappings were not the limit");
+    // That may have left room for a single one, and two neighbours that are shared never become one.
+    let more = || {
+        let (prot, flags) = (libc::PROT_READ, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
+        // SAFETY: a new mapping at a place of the kernel's choice.
+        unsafe { libc::mmap(std::ptr::null_mut(), page() as usize, prot, flags, -1, 0) != libc::MAP_FAILED }
+    };
+    assert!((0..limit).any(|_| !more()));
+    (0..8).for_each(|number| read(&object, number * MIB));
+    if let Ok(bytes) = private {
+        // Not many: the C library has no more memory either.
+        assert!((5..8).map(|number| number * MIB + 300_000).all(|at| bytes[at as usize] == pattern(at)));
+    }
 }

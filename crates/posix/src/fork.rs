@@ -99,7 +99,7 @@ extern "C" fn in_child() {
     let Some(mut forking) = FORKING.take() else { return };
     // Before anything else is mapped, by the allocator for one.
     forking.space.mappings.iter().for_each(reserve);
-    forking.family.forget_inherited();
+    forking.family.begin_child();
     let mut joining: Vec<(usize, Joining)> = Vec::new();
     let all: Vec<Mapping> = forking.space.mappings.iter().cloned().collect();
     let mut families: Vec<Arc<Family>> = Vec::new();

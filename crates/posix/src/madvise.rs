@@ -23,6 +23,9 @@ use crate::range::{address, range};
 /// | `COLD`, `PAGEOUT` | what is clean leaves the memory |
 /// | `POPULATE_READ`, `POPULATE_WRITE` | the range is fetched, now |
 /// | `REMOVE` | the object has zeros there |
+/// | `COLLAPSE` | large pages are made of what is in memory, of objects that are only read; `EINVAL` if none can be |
+/// | `NOHUGEPAGE` | the object has no large pages from now on |
+/// | `HUGEPAGE` | nothing: they are made where they help |
 /// | `DONTFORK`, `DOFORK` | as [`minherit`](crate::minherit()) with `None` and `Natural` |
 ///
 /// # Errors
@@ -70,6 +73,14 @@ pub unsafe fn madvise(start: *mut c_void, length: usize, advice: Advice) -> Resu
             kernel(&range, advice)
         }
         Advice::REMOVE => remove(&range),
+        Advice::COLLAPSE => collapse(&range),
+        Advice::HUGEPAGE | Advice::NOHUGEPAGE => {
+            // Not told to the kernel, which would make large pages of a paged object by itself.
+            if advice == Advice::NOHUGEPAGE {
+                served_here(&range).iter().for_each(|(_, object)| object.live().object.refuse_large_pages());
+            }
+            space().others(&range, advice)
+        }
         Advice::DONTFORK | Advice::DOFORK => {
             // Views go to a child by the handlers of a fork alone, whatever is advised.
             let answer = space().others(&range, advice);
@@ -112,6 +123,11 @@ fn paged(range: &Range<usize>) -> Vec<(Mapping, std::sync::Arc<crate::Object>)> 
     parts.into_iter().filter_map(|part| part.paged().cloned().map(|object| (part, object))).collect()
 }
 
+/// As [`paged`], of objects that another process does not serve.
+fn served_here(range: &Range<usize>) -> Vec<(Mapping, std::sync::Arc<crate::Object>)> {
+    paged(range).into_iter().filter(|(_, object)| object.is_served_here()).collect()
+}
+
 /// Tells the engine how a mapping will be read.
 fn expect(mapping: &Mapping, object: &crate::Object) {
     let pattern = match mapping.advice {
@@ -129,6 +145,16 @@ pub(crate) fn advise_again(mapping: &Mapping, object: &crate::Object) {
         // A hint: nobody is helped by an error.
         let _ = kernel(&mapping.addresses, mapping.advice);
     }
+}
+
+/// Makes large pages of what is in memory. The kernel is not asked, for it would do so behind our back.
+fn collapse(range: &Range<usize>) -> Result<()> {
+    let mut made = 0;
+    for (part, object) in served_here(range) {
+        made += object.live().object.collapse_range(part.bytes_inside(&object));
+    }
+    space().others(range, Advice::COLLAPSE)?;
+    if made > 0 { Ok(()) } else { Err(Errno::EINVAL) }
 }
 
 /// The object has zeros there: stored as any others, so that they reach the store when those would.

@@ -9,8 +9,8 @@ use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
 use omnimap_host::{
-    Access, Address, Exclusive, Fault, FaultServer, FaultStream, Host, HostError, Memory, Place, Result,
-    Sharing, Stores, Use, View, ViewRequest, Waited,
+    Access, Address, Collapsed, Exclusive, Fault, FaultServer, FaultStream, Host, HostError, Memory, Place,
+    Result, Sharing, Stores, Use, View, ViewRequest, Waited,
 };
 
 use crate::sync::{Condvar, Mutex, MutexGuard, either};
@@ -20,7 +20,8 @@ use crate::sync::{Condvar, Mutex, MutexGuard, either};
 /// Whether threads serve the faults that they raise, where they can, is drawn for each machine anew.
 ///
 /// It asserts: resident bytes are never above the budget; a byte is filled only into a hole, and again only with the
-/// value that it had last; failures are marked only on holes' addresses that are mapped.
+/// value that it had last; failures are marked only on holes' addresses that are mapped; a large page is made where all is
+/// resident, and goes as a whole.
 pub struct SimulatedHost {
     machine: Arc<Machine>,
 }
@@ -66,7 +67,25 @@ struct MemoryState {
     pages: BTreeMap<u64, Vec<u8>>,
     /// What each page held last, in memory or not.
     seen: HashMap<u64, Vec<u8>>,
+    /// The first pages of large ones.
+    large: BTreeSet<u64>,
 }
+
+impl MemoryState {
+    /// Nothing is left of the large pages that begin or end in what goes.
+    fn drop_large(&mut self, gone: &Range<u64>) {
+        self.large.retain(|first| {
+            let large = *first..first + LARGE_PAGE_PAGES;
+            let whole = gone.start <= large.start && large.end <= gone.end;
+            let apart = large.end <= gone.start || gone.end <= large.start;
+            assert!(whole || apart, "of a large page, a part cannot be dropped: {large:?}, {gone:?}");
+            apart
+        });
+    }
+}
+
+/// Small pages in a large one.
+const LARGE_PAGE_PAGES: u64 = 4;
 
 struct ViewState {
     memory: usize,
@@ -115,6 +134,10 @@ impl SimulatedHost {
 }
 
 impl Host for SimulatedHost {
+    fn large_page_bytes(&self) -> Option<u64> {
+        Some(LARGE_PAGE_PAGES * self.machine.page_bytes)
+    }
+
     fn page_bytes(&self) -> u64 {
         self.machine.page_bytes
     }
@@ -126,7 +149,13 @@ impl Host for SimulatedHost {
         used_as: Use,
     ) -> Result<(Arc<dyn Memory>, Option<Exclusive>)> {
         let mut state = self.machine.lock();
-        state.memories.push(MemoryState { length, used_as, pages: BTreeMap::new(), seen: HashMap::new() });
+        state.memories.push(MemoryState {
+            length,
+            used_as,
+            pages: BTreeMap::new(),
+            seen: HashMap::new(),
+            large: BTreeSet::new(),
+        });
         let index = state.memories.len() - 1;
         let exclusive = (used_as == Use::Exclusive).then(|| Exclusive::new().0);
         Ok((Arc::new(SimulatedMemory { machine: self.machine.clone(), index, used_as }), exclusive))
@@ -352,6 +381,7 @@ impl Memory for SimulatedMemory {
         let memory = &mut state.memories[self.index];
         let before = memory.pages.len();
         let pages = length.div_ceil(page_bytes);
+        memory.drop_large(&(pages..u64::MAX));
         memory.pages.retain(|page, _| *page < pages);
         memory.seen.retain(|page, _| *page < pages);
         if length < memory.length && !length.is_multiple_of(page_bytes) {
@@ -376,6 +406,7 @@ impl Memory for SimulatedMemory {
         let mut state = self.machine.lock();
         let pages = offset / page_bytes..(offset + bytes).div_ceil(page_bytes);
         let memory = &mut state.memories[self.index];
+        memory.drop_large(&pages);
         let before = memory.pages.len();
         memory.pages.retain(|page, _| !pages.contains(page));
         let punched = (before - memory.pages.len()) as u64;
@@ -530,6 +561,18 @@ impl View for SimulatedView {
             parts.extend(view.touched.range(pages).map(|p| p * page_bytes..(p + 1) * page_bytes));
         });
         Ok(())
+    }
+
+    fn collapse(&self, range: Range<u64>) -> Collapsed {
+        let (memory, first) =
+            self.with_state(|view, page_bytes| (view.memory, view.first_page + range.start / page_bytes));
+        assert!(first.is_multiple_of(LARGE_PAGE_PAGES), "large pages are aligned");
+        let mut state = self.machine.lock();
+        let memory = &mut state.memories[memory];
+        let pages = first..first + LARGE_PAGE_PAGES;
+        assert!(pages.clone().all(|page| memory.pages.contains_key(&page)), "a hole would read as zeros");
+        memory.large.insert(first);
+        Collapsed::Done
     }
 }
 

@@ -223,6 +223,34 @@ fn pins_hold_their_pages_and_leave_room_for_others() {
     });
 }
 
+#[test]
+fn large_pages_are_made_and_given_up_while_pages_are_read_and_evicted() {
+    explore(|| {
+        let reader = |seed| -> Work {
+            Box::new(move |scene: &Scene| {
+                let mut random = Prng::new(seed);
+                for _ in 0..6 {
+                    scene.expect_page(random.below(12));
+                    scene.expect_read(random.below(8) * PAGE, 2 * PAGE);
+                }
+            })
+        };
+        let collapser: Work = Box::new(|scene| {
+            for first in [0, 4, 0, 8] {
+                (first..first + 4).for_each(|page| scene.expect_page(page));
+                scene.view.object().collapse_range(0..LENGTH);
+            }
+        });
+        let evictor: Work = Box::new(|scene| {
+            for page in [1, 6, 3] {
+                scene.view.evict(page * PAGE..(page + 1) * PAGE).unwrap();
+            }
+            scene.view.object().refuse_large_pages();
+        });
+        together(Scene::new(1), vec![reader(1), reader(2), collapser, evictor]);
+    });
+}
+
 /// Half of the budget is pinned, and more fills are under way than the other half has room for.
 fn crowd(answers: Answers) {
     explore(move || {

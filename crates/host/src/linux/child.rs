@@ -3,14 +3,15 @@
 use std::any::Any;
 use std::ffi::c_int;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Arc, MutexGuard};
+use std::sync::{Arc, MutexGuard, RwLockWriteGuard};
 
 use super::LinuxHost;
 use super::calls::Errno;
 use super::faults::Faults;
 use super::memory::Kind;
 use super::userfaultfd::{Notice, Userfaultfd};
-use super::view::{LinuxView, ViewList};
+use super::view::{LinuxView, hold_unmarked};
+use super::view_list::ViewList;
 use super::window::Window;
 use super::{failures, fault_signals, page_bytes, pagemap};
 use crate::{Result, Use, View, ViewRequest};
@@ -69,6 +70,7 @@ impl ChildViews {
 /// Locks of this crate that a child needs, kept from other threads while the process is forked: the child has no such
 /// threads, and drops its copy of this.
 pub struct HeldForFork {
+    _unmarked: RwLockWriteGuard<'static, ()>,
     _failures: MutexGuard<'static, usize>,
     _pagemap: Box<dyn Any>,
 }
@@ -76,7 +78,9 @@ pub struct HeldForFork {
 impl HeldForFork {
     /// Waits for them. The caller holds no other lock that their holders want: they want none.
     pub fn new() -> HeldForFork {
-        HeldForFork { _failures: failures::hold(), _pagemap: Box::new(pagemap::hold()) }
+        // Whoever maps a view needs the others to drop it, if that fails.
+        let _unmarked = hold_unmarked();
+        HeldForFork { _unmarked, _failures: failures::hold(), _pagemap: Box::new(pagemap::hold()) }
     }
 }
 

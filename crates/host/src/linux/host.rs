@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::faults::Faults;
 use super::memory::{Kind, Memfd};
 use super::userfaultfd::Userfaultfd;
-use super::{fault_signals, page_bytes};
+use super::{fault_signals, large_page_bytes, page_bytes};
 use crate::{Exclusive, FaultMode, FaultStream, Host, HostError, Memory, Result, Use};
 
 /// The machine as Linux makes it.
@@ -79,6 +79,10 @@ pub(super) fn default_mode() -> Result<FaultMode> {
 }
 
 impl Host for LinuxHost {
+    fn large_page_bytes(&self) -> Option<u64> {
+        self.faults.userfaultfd().and_then(|_| large_page_bytes()).map(|bytes| bytes as u64)
+    }
+
     fn page_bytes(&self) -> u64 {
         self.page_bytes
     }

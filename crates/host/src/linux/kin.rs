@@ -11,7 +11,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 use rustix::event::epoll;
 
 use super::userfaultfd::Userfaultfd;
-use super::view::{ViewList, together};
+use super::view::together;
+use super::view_list::ViewList;
 use crate::error::During;
 use crate::{Address, Exclusive, Fault, Result, Sharing, Stores, View, ViewRequest};
 

@@ -7,12 +7,14 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use rustix::fs::{FallocateFlags, MemfdFlags, SeekFrom};
+use rustix::pipe::{IoSliceRaw, PipeFlags, SpliceFlags, pipe_with, splice, vmsplice};
 
 use super::faults::Faults;
 use super::figures::{ObjectKind, Published};
 use super::guarded::GuardedMemory;
 use super::kin::KinView;
-use super::view::{LinuxView, ViewList};
+use super::view::LinuxView;
+use super::view_list::{Filled, ViewList};
 use super::window::Window;
 use crate::error::During;
 use crate::{Address, Memory, Result, Stores, Use, View, ViewRequest};
@@ -94,42 +96,57 @@ pub(super) fn memfd_name(prefix: &str, name: &str) -> String {
 }
 
 impl Memfd {
-    /// Lets the stores to holes be trapped in all views but the one that shows the first byte: before the pages are there,
-    /// or a store would go through in another view.
-    fn trap_in_others(&self, offset: u64, bytes: u64) -> Result<()> {
-        self.views
-            .for_others(offset, bytes, |faults, address, bytes| faults.protect(address, bytes, Stores::Trap))
+    /// Puts bytes into holes; gives how many. A page made by UFFDIO_COPY is complete before it can be found, and never larger
+    /// than a page.
+    fn fill_through_a_view(&self, offset: u64, bytes: &[u8], stores: Stores) -> Result<usize> {
+        let fill = || {
+            let _adding = self.accounting.read().unwrap_or_else(PoisonError::into_inner);
+            self.views.fill(offset, bytes, stores)
+        };
+        let filled = match fill() {
+            Some(filled) => Some(filled?),
+            None => {
+                let length = self.file.metadata().during("fstat(memfd)")?.len();
+                let shown = offset..offset + bytes.len() as u64;
+                self.window.fill(shown, length, &self.views, |request| self.view(request), fill)?
+            }
+        };
+        let Some(Filled { bytes, gone, was_hidden }) = filled else {
+            // Unless a view came meanwhile: then it is tried again.
+            let _adding = self.accounting.read().unwrap_or_else(PoisonError::into_inner);
+            let written = self.views.unless_shown(offset, || self.write_inside(offset, bytes));
+            return written.map_or(Ok(0), |written| written.map(|()| bytes.len()));
+        };
+        if !gone.is_empty() {
+            self.views.remove(gone);
+        }
+        if was_hidden {
+            self.window.count_fill();
+        }
+        Ok(bytes)
     }
 
-    /// Puts bytes into holes through a view; gives how many. A page made by UFFDIO_COPY is complete before it can be found,
-    /// and never larger than a page.
-    fn fill_through_a_view(&self, offset: u64, bytes: &[u8], stores: Stores) -> Result<usize> {
-        loop {
-            if stores == Stores::Trap {
-                self.trap_in_others(offset, bytes.len() as u64)?;
+    /// Writes what there is of an object's pages, where no view is to be had (`vm.max_map_count`, RLIMIT_AS).
+    ///
+    /// Through a pipe, in which the bytes are pages that stay: a page that is written from there is whole before it can be
+    /// found.
+    fn write_inside(&self, mut offset: u64, bytes: &[u8]) -> Result<()> {
+        let length = self.file.metadata().during("fstat(memfd)")?.len();
+        let mut rest = &bytes[..bytes.len().min(length.saturating_sub(offset) as usize)];
+        let (from, into) = pipe_with(PipeFlags::CLOEXEC).during("pipe2")?;
+        while !rest.is_empty() {
+            // SAFETY: the bytes do not change until they have been taken out, below.
+            let count = unsafe { vmsplice(&into, &[IoSliceRaw::from_slice(rest)], SpliceFlags::NONBLOCK) }
+                .during("vmsplice")?;
+            let end = offset + count as u64;
+            while offset < end {
+                let left = (end - offset) as usize;
+                splice(&from, None, &self.file, Some(&mut offset), left, SpliceFlags::empty())
+                    .during("splice(memfd)")?;
             }
-            let adding = self.accounting.read().unwrap_or_else(PoisonError::into_inner);
-            let copied = self.views.with(offset, |faults, address, room| {
-                let count = bytes.len().min(room as usize);
-                let copied = faults.copy(address, &bytes[..count], stores);
-                copied.map(|copied| (copied, address.0 + copied..address.0 + count))
-            });
-            drop(adding);
-            if let Some(copied) = copied {
-                let (copied, gone) = copied?;
-                // A child has unmapped it, or is gone.
-                if !gone.is_empty() {
-                    self.views.remove(gone);
-                }
-                return Ok(copied);
-            }
-            let length = self.file.metadata().during("fstat(memfd)")?.len();
-            if offset >= length {
-                return Ok(bytes.len()); // It was cut off meanwhile.
-            }
-            let shown = offset..offset + bytes.len() as u64;
-            self.window.show(shown, length, |request| self.view(request))?;
+            rest = &rest[count..];
         }
+        Ok(())
     }
 
     fn view(&self, request: &ViewRequest) -> Result<LinuxView> {

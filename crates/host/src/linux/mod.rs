@@ -14,6 +14,7 @@ mod host;
 mod kernel_file;
 mod kernel_range;
 mod kin;
+mod large_pages;
 mod maps;
 mod memory;
 mod own_memory;
@@ -25,6 +26,7 @@ mod reservation;
 mod shared_memory;
 mod userfaultfd;
 mod view;
+mod view_list;
 mod window;
 
 pub use child::{ChildViews, HeldForFork, at_fork};
@@ -42,6 +44,8 @@ pub use probe::{Finding, Probe, probe};
 pub use reservation::{Part, Reservation};
 pub use shared_memory::{Awaited, SharedBytes, anonymous_shared, create_shared, open_shared, unlink_shared};
 pub use userfaultfd::{Features, Origin};
+
+use large_pages::{kernel_collapses, large_page_bytes};
 
 /// Bytes of a host page, asked of the system.
 pub fn page_bytes() -> u64 {

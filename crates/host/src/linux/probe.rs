@@ -6,6 +6,7 @@ use rustix::fs::{MemfdFlags, Mode, OFlags};
 use rustix::mm::{MapFlags, ProtFlags};
 use rustix::process::{Resource, getrlimit};
 
+use super::large_pages::shared_memory_setting;
 use super::userfaultfd::{Features, Origin, Userfaultfd};
 use super::{guarded, host, page_bytes, pagemap};
 use crate::{Address, FaultMode};
@@ -213,21 +214,17 @@ fn collapse() -> Finding {
 /// With `always` or `within_size` the kernel gives a memfd 2 MiB at the first byte, past any budget.
 fn shared_huge_pages() -> Finding {
     const NAME: &str = "huge pages of shared memory";
-    match std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/shmem_enabled") {
-        Err(e) => Finding::good(NAME, format!("not configurable here ({e})")),
-        Ok(text) => {
-            let chosen = text.split(['[', ']']).nth(1).unwrap_or("?").to_owned();
-            if matches!(chosen.as_str(), "always" | "within_size" | "force") {
-                Finding::bad(
-                    NAME,
-                    chosen,
-                    "budgets can be overshot; as root: echo advise > \
-                     /sys/kernel/mm/transparent_hugepage/shmem_enabled",
-                )
-            } else {
-                Finding::good(NAME, chosen)
-            }
-        }
+    let Some(chosen) = shared_memory_setting() else {
+        return Finding::good(NAME, "not configurable here");
+    };
+    if matches!(chosen.as_str(), "always" | "within_size" | "force") {
+        Finding::bad(
+            NAME,
+            chosen,
+            "budgets can be overshot; as root: echo advise > /sys/kernel/mm/transparent_hugepage/shmem_enabled",
+        )
+    } else {
+        Finding::good(NAME, chosen)
     }
 }
 

@@ -224,8 +224,20 @@ impl Userfaultfd {
     /// from mapping the neighbours of a page that is touched, so that it can be told which pages were
     /// (`uffd_disable_fault_around`).
     pub(super) fn register(&self, start: Address, bytes: u64) -> Result<()> {
+        self.register_as(start, bytes, if self.exact_touches { REGISTER_MODE_WP } else { 0 })
+    }
+
+    /// As [`register`](Self::register), without write-protection, in place of what is registered: as long as it is so, the
+    /// range can be collapsed (`collapse_pte_mapped_thp`). There are no holes in it meanwhile.
+    pub(super) fn register_for_collapse(&self, start: Address, bytes: u64) -> Result<()> {
+        // The kernel takes nothing away from what is registered.
+        self.unregister(start, bytes)?;
+        self.register_as(start, bytes, 0)
+    }
+
+    fn register_as(&self, start: Address, bytes: u64, more: u64) -> Result<()> {
         let range = UffdRange { start: start.in_process() as u64, len: bytes };
-        let mode = REGISTER_MODE_MISSING | if self.exact_touches { REGISTER_MODE_WP } else { 0 };
+        let mode = REGISTER_MODE_MISSING | more;
         let mut request = Register { range, mode, ioctls: 0 };
         ioctl(&self.fd, IOCTL_REGISTER, &mut request).during("UFFDIO_REGISTER")
     }
@@ -278,6 +290,7 @@ impl Userfaultfd {
     /// there are now: fewer if nothing is mapped behind them any more.
     pub(super) fn copy(&self, start: Address, bytes: &[u8], stores: Stores) -> Result<usize> {
         let trap = if stores == Stores::Trap { COPY_MODE_WP } else { 0 };
+        let page_bytes = super::page_bytes() as usize;
         let mut done = 0;
         while done < bytes.len() {
             let mut request = CopyIn {
@@ -291,6 +304,15 @@ impl Userfaultfd {
                 Ok(()) => return Ok(bytes.len()),
                 Err(e) if self.is_gone(&e) => break,
                 Err(e) if e.raw_os_error() == Some(libc::EAGAIN) => done += request.copied.max(0) as usize,
+                // Two mappings of the kernel's, protected in different ways: a part at a time.
+                Err(e) if e.raw_os_error() == Some(libc::ENOENT) && bytes.len() - done > page_bytes => {
+                    let half = ((bytes.len() - done) / 2).next_multiple_of(page_bytes);
+                    let copied = self.copy(Address(start.0 + done), &bytes[done..done + half], stores)?;
+                    done += copied;
+                    if copied < half {
+                        break;
+                    }
+                }
                 Err(e) => return Err(e).during("UFFDIO_COPY"),
             }
         }

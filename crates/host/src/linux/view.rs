@@ -1,30 +1,41 @@
 //! A kernel mapping of a memfd, registered with userfaultfd.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard};
 
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags};
 
 use super::faults::{Accessible, Faults};
 use super::guarded::GuardedMemory;
 use super::memory::Kind;
-use super::userfaultfd::Userfaultfd;
+use super::view_list::ViewList;
 use super::window::Window;
-use super::{failures, pagemap};
+use super::{failures, kernel_collapses, large_page_bytes, pagemap};
 use crate::error::During;
 use crate::machine::At;
-use crate::process::ProcessId;
+use crate::process::{ProcessId, die};
 use crate::{
-    Address, Exclusive, FaultStream, Place, Protection, Result, Sharing, Stores, Use, View, ViewRequest,
+    Address, Collapsed, Exclusive, FaultStream, Place, Protection, Result, Sharing, Stores, Use, View,
+    ViewRequest,
 };
 
 /// Drops page-table entries, of pages that the program has locked too (Linux 5.18).
 const MADV_DONTNEED_LOCKED: i32 = 24;
+/// Makes one large page of small ones (Linux 6.1).
+const MADV_COLLAPSE: i32 = 25;
+
+/// Held by whoever has mapped a view that is not kept from children yet; a fork waits for him.
+static UNMARKED: RwLock<()> = RwLock::new(());
+
+/// Waits until all views are kept from children, and lets nobody make more.
+pub(super) fn hold_unmarked() -> RwLockWriteGuard<'static, ()> {
+    UNMARKED.write().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A view of a memfd.
 pub(super) struct LinuxView {
@@ -44,79 +55,6 @@ pub(super) struct LinuxView {
     poisoned: Mutex<BTreeSet<u64>>,
     /// What a private view is filled through.
     window: Option<Arc<Window>>,
-}
-
-/// The shared views of one memfd, in this process and in its kin.
-#[derive(Default)]
-pub(super) struct ViewList {
-    views: RwLock<BTreeMap<Address, Listed>>,
-}
-
-/// A shared view: the bytes of the memfd that it shows, and who serves it.
-#[derive(Clone)]
-pub(super) struct Listed {
-    shown: Range<u64>,
-    faults: Arc<Userfaultfd>,
-}
-
-impl ViewList {
-    /// Calls `work` with an address that shows the byte at `offset` of the memfd, and how many bytes from it on the view
-    /// shows; the view stays until it returns. `None` without one.
-    pub(super) fn with<T>(
-        &self,
-        offset: u64,
-        work: impl FnOnce(&Userfaultfd, Address, u64) -> T,
-    ) -> Option<T> {
-        let views = self.views.read().unwrap_or_else(PoisonError::into_inner);
-        // Those of kin, which may go without a word, come last.
-        let (start, Listed { shown, faults }) =
-            views.iter().find(|(_, listed)| listed.shown.contains(&offset))?;
-        Some(work(faults, Address(start.0 + (offset - shown.start) as usize), shown.end - offset))
-    }
-
-    /// Calls `work` with the part of each view but the first (that [`with`](Self::with) takes) that shows some of the bytes.
-    pub(super) fn for_others(
-        &self,
-        offset: u64,
-        bytes: u64,
-        mut work: impl FnMut(&Userfaultfd, Address, u64) -> crate::Result<()>,
-    ) -> crate::Result<()> {
-        let views = self.views.read().unwrap_or_else(PoisonError::into_inner);
-        let first = views.iter().find(|(_, listed)| listed.shown.contains(&offset)).map(|(start, _)| *start);
-        for (start, Listed { shown, faults }) in views.iter() {
-            let (from, to) = (shown.start.max(offset), shown.end.min(offset + bytes));
-            if Some(*start) != first && from < to {
-                work(faults, Address(start.0 + (from - shown.start) as usize), to - from)?;
-            }
-        }
-        Ok(())
-    }
-
-    pub(super) fn add(&self, shown: Range<u64>, start: Address, faults: Arc<Userfaultfd>) {
-        let listed = Listed { shown, faults };
-        self.views.write().unwrap_or_else(PoisonError::into_inner).insert(start, listed);
-    }
-
-    /// Takes addresses out, of one view.
-    pub(super) fn remove(&self, gone: Range<usize>) {
-        let mut views = self.views.write().unwrap_or_else(PoisonError::into_inner);
-        let first = views.range(..Address(gone.start)).next_back().map(|(start, _)| *start);
-        let inside = views.range(Address(gone.start)..Address(gone.end)).map(|(s, _)| *s);
-        let inside: Vec<Address> = first.into_iter().chain(inside).collect();
-        for start in inside {
-            let Some(listed) = views.remove(&start) else { continue };
-            let Range { start: from, end: to } = listed.shown;
-            let end = start.0 + (to - from) as usize;
-            if start.0 < gone.start {
-                let kept = (gone.start.min(end) - start.0) as u64;
-                views.insert(start, Listed { shown: from..from + kept, ..listed.clone() });
-            }
-            if end > gone.end {
-                let shown = to - (end - gone.end) as u64..to;
-                views.insert(Address(gone.end), Listed { shown, ..listed });
-            }
-        }
-    }
 }
 
 // SAFETY: the mapping belongs to the process, not to a thread; all methods are system calls or reads of memory that
@@ -144,9 +82,10 @@ impl LinuxView {
             .ok_or_else(too_long)
             .during("mmap(memfd)")?;
         let private = request.sharing == Sharing::Private;
-        let start = map_inaccessible(file, request, mapped_bytes)?;
+        let unmarked = UNMARKED.read().unwrap_or_else(PoisonError::into_inner);
+        let start = map_inaccessible(file, request, mapped_bytes, kind.used_as)?;
         // From here on dropping the value unmaps.
-        let view = LinuxView {
+        let mut view = LinuxView {
             start,
             length: request.length,
             mapped_bytes,
@@ -158,14 +97,20 @@ impl LinuxView {
             parts: Mutex::new(std::iter::once(0..mapped_bytes as u64).collect()),
             borrowable: AtomicBool::new(!private),
             poisoned: Mutex::default(),
-            window: private.then(|| window.clone()),
+            window: None,
         };
-        if private {
-            window.add_private_view();
-        }
         // The registration is not inherited by fork, so a child must not see this range at all (F03): a hole would read as
         // zeros there, and then for everybody. Whoever cares for children lets private views along for the moment of a fork.
         view.advise(0..mapped_bytes as u64, libc::MADV_DONTFORK).during("madvise(DONTFORK)")?;
+        drop(unmarked);
+        if private {
+            window.add_private_view();
+            view.window = Some(window.clone());
+        }
+        if kernel_collapses() {
+            // It would make large pages of ours, of which a part cannot be punched.
+            view.advise(0..mapped_bytes as u64, libc::MADV_NOHUGEPAGE).during("madvise(NOHUGEPAGE)")?;
+        }
         // A hole touched before it is registered would read as zeros, for everybody and for good. Nobody knows the
         // address yet; but after mlockall(MCL_FUTURE) mmap itself would touch all that is accessible.
         let shown = request.offset..request.offset + mapped_bytes as u64;
@@ -184,6 +129,12 @@ impl LinuxView {
             siblings.add(shown, view.start(), userfaultfd.clone());
         }
         Ok(view)
+    }
+
+    /// Takes it out of the limit of locked memory, after mlockall(MCL_FUTURE).
+    pub(super) fn unlock(&self) {
+        // SAFETY: changes no bytes. It fails for no mapping that is there.
+        unsafe { libc::munlock(self.start.as_ptr().cast(), self.mapped_bytes) };
     }
 
     fn check_borrowable(&self) {
@@ -231,8 +182,8 @@ impl LinuxView {
 
     fn advise(&self, range: Range<u64>, advice: i32) -> io::Result<()> {
         let (start, bytes) = self.locate(&range);
-        // SAFETY: the range is inside this mapping. The advices used here (DONTFORK, and DONTNEED on a shared mapping,
-        // which drops page-table entries and keeps the memfd's bytes) change no byte that a reference shows.
+        // SAFETY: the range is inside this mapping. The advices used here (DONTFORK, COLLAPSE, and DONTNEED on a shared
+        // mapping, which drops page-table entries and keeps the memfd's bytes) change no byte that a reference shows.
         let answer = unsafe { libc::madvise(start.0 as *mut libc::c_void, bytes, advice) };
         if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
@@ -246,8 +197,49 @@ impl LinuxView {
     }
 }
 
-/// The mapping of a view, to which no access is allowed yet.
-fn map_inaccessible(file: BorrowedFd<'_>, request: &ViewRequest, bytes: usize) -> Result<NonNull<u8>> {
+/// The mapping of a view, to which no access is allowed yet; where large pages can show it, if they help.
+fn map_inaccessible(
+    file: BorrowedFd<'_>,
+    request: &ViewRequest,
+    bytes: usize,
+    used_as: Use,
+) -> Result<NonNull<u8>> {
+    let is_free = matches!(request.place.0, At::Anywhere | At::Near(Address(0)));
+    let has_large_pages = request.sharing == Sharing::Shared && !used_as.is_writable();
+    let large = large_page_bytes().filter(|large| is_free && has_large_pages && bytes >= *large);
+    if let Some(start) = large.and_then(|large| aligned_place(bytes, request.offset, large)) {
+        let place = Place(At::Over(start));
+        let made = map_at_place(file, &ViewRequest { place, ..*request }, bytes);
+        if made.is_ok() {
+            return made;
+        }
+        // SAFETY: set aside for this.
+        let _ = unsafe { rustix::mm::munmap(start.0 as *mut _, bytes) };
+    }
+    // Without room for alignment, wherever there is some.
+    map_at_place(file, request, bytes)
+}
+
+/// Sets addresses aside that are aligned as an offset is, for a large page of each to be the same.
+fn aligned_place(bytes: usize, offset: u64, large: usize) -> Option<Address> {
+    let reserved_bytes = bytes.checked_add(large)?;
+    let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+    // SAFETY: a new mapping at a place of the kernel's choice.
+    let reserved = unsafe {
+        rustix::mm::mmap_anonymous(std::ptr::null_mut(), reserved_bytes, ProtFlags::empty(), flags)
+    };
+    let first = reserved.ok()? as usize;
+    let start = first + (offset as usize).wrapping_sub(first) % large;
+    for part in [first..start, start + bytes..first + reserved_bytes] {
+        if !part.is_empty() {
+            // SAFETY: of the mapping just made. What is not unmapped is lost, and nothing else.
+            let _ = unsafe { rustix::mm::munmap(part.start as *mut _, part.len()) };
+        }
+    }
+    Some(Address(start))
+}
+
+fn map_at_place(file: BorrowedFd<'_>, request: &ViewRequest, bytes: usize) -> Result<NonNull<u8>> {
     let (address, how) = match request.place.0 {
         At::Anywhere => (0, MapFlags::empty()),
         At::Low => (0, MapFlags::from_bits_retain(libc::MAP_32BIT as u32)),
@@ -459,6 +451,24 @@ impl View for LinuxView {
         pagemap::present(start, bytes as u64, self.kind.page_bytes, |part| {
             parts.push(part.start - base..part.end - base);
         })
+    }
+
+    fn collapse(&self, range: Range<u64>) -> Collapsed {
+        let (start, bytes) = self.locate(&range);
+        let Some(userfaultfd) = self.faults.userfaultfd().filter(|_| self.sharing == Sharing::Shared) else {
+            return Collapsed::Not;
+        };
+        if !start.0.is_multiple_of(bytes) || self.kind.used_as.is_writable() {
+            return Collapsed::Not;
+        }
+        let collapsed = userfaultfd
+            .register_for_collapse(start, bytes as u64)
+            .and_then(|()| self.advise(range, MADV_COLLAPSE).during("madvise(COLLAPSE)"));
+        // With it, the large page stays as it is shown; and the neighbourhood becomes one mapping again.
+        if let Err(error) = userfaultfd.register(start, bytes as u64) {
+            die(&format!("a range that was collapsed reports no faults any more: {error}"));
+        }
+        if collapsed.is_ok() { Collapsed::Done } else { Collapsed::Perhaps }
     }
 }
 

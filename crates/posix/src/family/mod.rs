@@ -87,7 +87,7 @@ pub(crate) struct Held {
     _kept: MutexGuard<'static, Kept>,
     inherited: MutexGuard<'static, Vec<Inherited>>,
     _caches: CachesHeld,
-    _host: HeldForFork,
+    host: Option<HeldForFork>,
 }
 
 impl Held {
@@ -107,12 +107,13 @@ impl Held {
             _kept: kept,
             inherited: join::inherited(),
             _caches: CachesHeld::new(),
-            _host: HeldForFork::new(),
+            host: Some(HeldForFork::new()),
         }
     }
 
-    /// In a new child: what its parent had inherited was for the parent's addresses.
-    pub(crate) fn forget_inherited(&mut self) {
+    /// In a new child: lets it make views, and forgets what its parent had inherited, which was for the parent's addresses.
+    pub(crate) fn begin_child(&mut self) {
+        self.host = None;
         self.inherited.drain(..).for_each(std::mem::forget);
     }
 }
