@@ -16,7 +16,7 @@ use crate::transit::{Outcome, Transit};
 use crate::units::{PageIndex, PageRange};
 
 /// With more views than this of one object, asking each which pages were used costs more than it brings.
-const VIEWS_ASKED_MAX: usize = 8;
+pub(crate) const VIEWS_ASKED_MAX: usize = 8;
 /// Entries of pages that are gone which the queues may have, where the budget is smaller.
 const STALE_MAX: usize = 1024;
 /// The most pages evicted in one go when somebody asks for it.
@@ -97,9 +97,13 @@ impl Inner {
         let mut looks_left = 8 * queued + batch;
         // Dirty pages have to be written first. When enough are on their way, it is better to wait for those.
         let mut unwritten = 0;
-        // What is over is spared, and split by the next one who wants room.
+        // When large pages are left that would have to be split, whoever needs more comes again.
         let mut splits_left = SPLITS_MAX;
-        while evicted < wanted && looks_left > 0 && unwritten < UNWRITTEN_BATCHES_MAX * batch {
+        while evicted < wanted
+            && looks_left > 0
+            && unwritten < UNWRITTEN_BATCHES_MAX * batch
+            && (splits_left > 0 || evicted == 0)
+        {
             let spare = if looks_left > 4 * queued { Spare::Used } else { Spare::Pinned };
             let step = lock(&self.replacement).next_step(batch as usize);
             match step {

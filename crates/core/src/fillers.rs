@@ -261,7 +261,7 @@ impl Inner {
             // Nobody else would do it.
             match job {
                 // But for what nobody waits for, and takes long.
-                Some(Job::Collapse) => self.end_collapsing(0),
+                Some(job @ Job::Collapse) => self.refuse(job),
                 job => job.into_iter().for_each(|job| self.perform(job)),
             }
         }

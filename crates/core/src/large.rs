@@ -18,9 +18,10 @@ use std::time::{Duration, Instant};
 use omnimap_host::{Collapsed, Stores, Use, die};
 
 use crate::cache::Inner;
+use crate::evict::VIEWS_ASKED_MAX;
 use crate::object::{MemoryObject, Pages};
 use crate::page_state::{PageState, Transition};
-use crate::page_table::Mark;
+use crate::page_table::{Mark, PageTable};
 use crate::stats::Counter;
 use crate::sync::atomic::Ordering;
 use crate::sync::{lock, thread};
@@ -40,8 +41,6 @@ const REFUSALS_MAX: u32 = 8;
 const REFUSED_TIME: Duration = Duration::from_secs(600);
 /// A range is in use if at least this part of its pages was touched.
 const TOUCHED_SHARE: u64 = 2;
-/// With more views than this of one object, it is not found out what is in use.
-const VIEWS_ASKED_MAX: usize = 8;
 /// Large pages split by one who wants room, before he looks again: each takes as long as some fills.
 pub(crate) const SPLITS_MAX: usize = 4;
 /// How often a pin or a lock tries to have small pages.
@@ -79,7 +78,7 @@ impl LargePages {
     }
 
     /// Who made the pages is gone, and did not say which are large. One whose range is whole may be.
-    pub(crate) fn suspect(&mut self, pages: &crate::page_table::PageTable, each: u64) {
+    pub(crate) fn suspect(&mut self, pages: &PageTable, each: u64) {
         let whole = pages.clean_ranges(each).into_iter().map(|range| (range.start, Progress::Large));
         self.ranges.extend(whole);
     }

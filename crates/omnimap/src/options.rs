@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use omnimap_core::{Error, MappedView, Result};
+use omnimap_core::{Error, MappedView, MemoryObject, Result};
 use omnimap_host::linux::Wishes;
-use omnimap_host::{FaultMode, Use};
+use omnimap_host::{Exclusive, FaultMode, Use};
 use omnimap_posix::{Object, Rights};
 use omnimap_store::{
     BackingStore, FileStore, Format, JournalOptions, PrivateStore, SwapOptions, SwapStore, Transfer,
@@ -72,7 +72,7 @@ pub struct MapOptions {
     dirty_time_max: Option<Duration>,
     write_back_bytes_per_second_max: Option<u64>,
     fault_mode: Option<FaultMode>,
-    pub(crate) small_pages: bool,
+    pub(crate) large_pages: bool,
     pub(crate) wishes: Wishes,
     pub(crate) reservation: Option<(Reservation, u64)>,
 }
@@ -113,7 +113,7 @@ impl MapOptions {
             dirty_time_max: None,
             write_back_bytes_per_second_max: None,
             fault_mode: None,
-            small_pages: false,
+            large_pages: true,
             wishes: Wishes::default(),
             reservation: None,
         }
@@ -429,10 +429,7 @@ impl MapOptions {
         // Views at given addresses, and for other processes, need it.
         let cache = MapOptions { fault_mode: Some(FaultMode::Worker), ..self.clone() }.cache_to_use()?;
         let readahead_bytes_max = self.readahead_of(&*store);
-        let (object, _) = cache.pages.open_as(store, used_as)?;
-        if self.small_pages {
-            object.refuse_large_pages();
-        }
+        let (object, _) = self.open_in(&cache, store, used_as)?;
         Ok(Object::new(cache.pages, object, rights, readahead_bytes_max))
     }
 
@@ -494,6 +491,19 @@ impl MapOptions {
         })
     }
 
+    fn open_in(
+        &self,
+        cache: &Cache,
+        store: Arc<dyn BackingStore>,
+        used_as: Use,
+    ) -> Result<(Arc<MemoryObject>, Option<Exclusive>)> {
+        let (object, exclusive) = cache.pages.open_as(store, used_as)?;
+        if !self.large_pages {
+            object.refuse_large_pages();
+        }
+        Ok((object, exclusive))
+    }
+
     /// What may be fetched ahead: more of what takes long to come.
     fn readahead_of(&self, store: &dyn BackingStore) -> u64 {
         let is_far = || {
@@ -509,10 +519,7 @@ impl MapOptions {
     fn view(&self, store: Arc<dyn BackingStore>, used_as: Use) -> Result<MappedView> {
         let cache = self.cache_to_use()?;
         let readahead_bytes_max = self.readahead_of(&*store);
-        let (object, exclusive) = cache.pages.open_as(store, used_as)?;
-        if self.small_pages {
-            object.refuse_large_pages();
-        }
+        let (object, exclusive) = self.open_in(&cache, store, used_as)?;
         let length = self.length.unwrap_or(object.len().saturating_sub(self.offset));
         if self.offset.checked_add(length).is_none_or(|end| end > object.len()) {
             let (offset, end) = (self.offset, object.len());

@@ -84,7 +84,7 @@ impl MapOptions {
     /// range (2 MiB, mostly) is in memory and in use, and nobody wants room; they are, unless this is said. Random reads of
     /// what is in memory are faster then. Of an object that is stored to, never: stores are noticed page by page.
     pub fn large_pages(&mut self, yes: bool) -> &mut Self {
-        self.small_pages = !yes;
+        self.large_pages = yes;
         self
     }
 

@@ -41,6 +41,15 @@ fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Until they have been made by themselves.
+fn wait_for_large_pages(cache: &Cache, count: u64) {
+    let begin = Instant::now();
+    while cache.stats().large_pages_made < count {
+        assert!(begin.elapsed() < LIMIT / 2, "{:?}", cache.stats());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 fn is_pattern(bytes: &[u8]) -> bool {
     (0..).zip(bytes).all(|(at, byte)| *byte == pattern(at))
 }
@@ -55,11 +64,7 @@ fn what_is_in_use_is_shown_by_large_pages_until_somebody_wants_room() {
         let cache = Cache::new(32 * MIB).unwrap();
         let mapping = MapOptions::new().cache(&cache).map(pattern_store(16 * MIB + 5)).unwrap();
         assert!(is_pattern(&mapping));
-        let begin = Instant::now();
-        while cache.stats().large_pages_made < 8 {
-            assert!(begin.elapsed() < LIMIT / 2, "{:?}", cache.stats());
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        wait_for_large_pages(&cache, 8);
         assert!(is_pattern(&mapping));
         assert_eq!(shown_by_large_pages(), 16 * MIB);
         // Three times what there is room for, with the first always in use.
@@ -88,18 +93,14 @@ fn large_pages_can_be_refused() {
     let _alone = alone();
     within(LIMIT, || {
         let cache = Cache::new(32 * MIB).unwrap();
-        let map = |large| {
+        let in_use = |large| {
             let mapping =
                 MapOptions::new().cache(&cache).large_pages(large).map(pattern_store(4 * MIB)).unwrap();
             assert!(is_pattern(&mapping));
             mapping
         };
-        let (_without, _with) = (map(false), map(true));
-        let begin = Instant::now();
-        while cache.stats().large_pages_made < 2 {
-            assert!(begin.elapsed() < LIMIT / 2, "{:?}", cache.stats());
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        let (_without, _with) = (in_use(false), in_use(true));
+        wait_for_large_pages(&cache, 2);
         // A few more ticks.
         std::thread::sleep(Duration::from_secs(3));
         assert_eq!(cache.stats().large_pages_made, 2, "of the one that may");
@@ -109,12 +110,17 @@ fn large_pages_can_be_refused() {
 /// An object of 4 MiB, mapped and in memory.
 fn mapped(cache: &Cache) -> (Arc<Object>, *mut c_void) {
     let object = MapOptions::new().cache(cache).object(Arc::new(pattern_store(2 * LARGE))).unwrap();
+    let start = map(&object);
+    (object, start)
+}
+
+fn map(object: &Arc<Object>) -> *mut c_void {
     let (null, bytes) = (std::ptr::null_mut(), 2 * LARGE as usize);
     // SAFETY: a new mapping at a place of the kernel's choice.
     let start =
-        unsafe { mmap(null, bytes, Prot::READ, MapFlags::SHARED, Source::Object(&object), 0) }.unwrap();
+        unsafe { mmap(null, bytes, Prot::READ, MapFlags::SHARED, Source::Object(object), 0) }.unwrap();
     assert!(is_pattern(slice(start)));
-    (object, start)
+    start
 }
 
 fn slice<'a>(start: *mut c_void) -> &'a [u8] {
@@ -173,11 +179,7 @@ fn m13_a_page_that_is_pinned_or_locked_keeps_no_large_page() {
         let cache = Cache::new(32 * MIB).unwrap();
         let mapping = MapOptions::new().cache(&cache).map(pattern_store(4 * MIB)).unwrap();
         assert!(is_pattern(&mapping));
-        let begin = Instant::now();
-        while cache.stats().large_pages_made < 2 {
-            assert!(begin.elapsed() < LIMIT / 2, "{:?}", cache.stats());
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        wait_for_large_pages(&cache, 2);
         let page = omnimap::machine::page_bytes();
         let pin = mapping.pin(5 * page..5 * page + 10).unwrap();
         mapping.lock(LARGE..LARGE + page).unwrap();
@@ -261,11 +263,7 @@ fn f01_who_goes_on_with_an_object_splits_the_large_pages_of_who_is_gone() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(&file, (0..2 * LARGE).map(pattern).collect::<Vec<u8>>()).unwrap();
     let object = MapOptions::new().budget(8 * MIB).open_object(file.path()).unwrap();
-    let (null, bytes) = (std::ptr::null_mut(), 2 * LARGE as usize);
-    // SAFETY: a new mapping at a place of the kernel's choice.
-    let start =
-        unsafe { mmap(null, bytes, Prot::READ, MapFlags::SHARED, Source::Object(&object), 0) }.unwrap();
-    assert!(is_pattern(slice(start)));
+    let start = map(&object);
     advise(start, 0, 2 * LARGE, Advice::COLLAPSE).unwrap();
     let parent = std::process::id();
     // SAFETY: the child uses what it inherits, and ends.
