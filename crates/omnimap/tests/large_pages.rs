@@ -274,17 +274,26 @@ fn f01_who_goes_on_with_an_object_splits_the_large_pages_of_who_is_gone() {
     while std::os::unix::process::parent_id() == parent {
         std::thread::yield_now();
     }
+    // A panic would not end this process.
+    let problem = goes_on(&object, start);
+    eprintln!("{}", problem.as_deref().unwrap_or("all is right"));
+    std::process::exit(0);
+}
+
+/// What is wrong with an object whose large pages another process has made, which is gone.
+fn goes_on(object: &Object, start: *mut c_void) -> Option<String> {
     let page = omnimap::machine::page_bytes();
     let begin = Instant::now();
     // Until it serves the object itself, others do what is asked.
-    while object.resident_bytes().unwrap() == 2 * LARGE && begin.elapsed() < LIMIT / 2 {
+    while object.resident_bytes().ok()? == 2 * LARGE && begin.elapsed() < LIMIT / 2 {
         let _not_yet = advise(start, 7 * page, page, Advice::PAGEOUT);
         std::thread::sleep(Duration::from_millis(10));
     }
-    assert!(is_pattern(slice(start)));
-    assert_eq!(object.resident_bytes().unwrap(), 2 * LARGE);
-    eprintln!("all is right");
-    std::process::exit(0);
+    let (is_right, split) = (is_pattern(slice(start)), object.stats().large_pages_split);
+    let resident = object.resident_bytes().ok()?;
+    // As far as it knows, every range could be large.
+    let expected = is_right && split == 1 && resident == 2 * LARGE;
+    (!expected).then(|| format!("right: {is_right}, {split} split, {resident} bytes resident"))
 }
 
 #[test]

@@ -164,6 +164,11 @@ impl Object {
         self.live().bytes.dirty_bytes()
     }
 
+    /// Figures of it, since it was opened or, in a forked child that goes on with it, since then.
+    pub fn stats(&self) -> omnimap_core::Stats {
+        self.live().bytes.stats()
+    }
+
     /// Bytes of memory that it has, as the kernel counts them.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 //! With ordinary threads this is a small test; `cargo xtask model` runs it under shuttle.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use omnimap_core::{CacheOptions, Error, MappedView, PageCache};
 use omnimap_host::Address;
@@ -221,6 +221,27 @@ fn pins_hold_their_pages_and_leave_room_for_others() {
         let reader: Work = Box::new(|scene| (6..16).for_each(|page| scene.expect_page(page)));
         together(Scene::new(1), vec![pinner(0), pinner(2), reader]);
     });
+}
+
+#[test]
+fn a_page_of_a_large_one_is_evicted_alone() {
+    static MADE: AtomicU64 = AtomicU64::new(0);
+    explore(|| {
+        let scene = Scene::new(1);
+        for page in [1, 2, 0, 3] {
+            // What is read ahead may take the place of one again.
+            [2, 0, 3, 1].into_iter().for_each(|page| scene.expect_page(page));
+            MADE.fetch_add(scene.view.object().collapse_range(0..4 * PAGE), Ordering::Relaxed);
+            scene.view.evict(page * PAGE..(page + 1) * PAGE).unwrap();
+            // With a hole there can be none.
+            MADE.fetch_add(scene.view.object().collapse_range(0..4 * PAGE), Ordering::Relaxed);
+            (0..4).for_each(|page| scene.expect_page(page));
+        }
+        // Others want all the room that there is.
+        (4..OBJECT_PAGES).for_each(|page| scene.expect_page(page));
+        scene.end();
+    });
+    assert!(MADE.load(Ordering::Relaxed) > 0, "no large page was ever made");
 }
 
 #[test]
