@@ -209,6 +209,12 @@ mod tests {
                     memory.punch(300 * page, page).unwrap();
                 }
             });
+            // Whoever fills waits for those who punch.
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    memory.punch(400 * page, page).unwrap();
+                }
+            });
             let pagemap = File::open("/proc/self/pagemap").unwrap();
             let is_trapped = |address: Address| {
                 const WRITE_PROTECTED: u64 = 1 << 57;
