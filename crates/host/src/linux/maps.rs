@@ -298,13 +298,19 @@ Anonymous:             8 kB
 
     #[test]
     fn l05_what_is_no_hole_is_in_memory() {
-        use std::os::unix::fs::FileExt;
+        use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap};
         let page = page_bytes();
         let memory = rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
         let file = File::from(memory);
         file.set_len(20 * page - 5).unwrap();
+        let (null, length) = (std::ptr::null_mut(), 20 * page as usize);
+        // SAFETY: a new mapping at a place of the kernel's choice, for good.
+        let start = unsafe { mmap(null, length, ProtFlags::WRITE, MapFlags::SHARED, &file, 0) }.unwrap();
+        // SAFETY: no huge page for one that is touched; changes no byte. A kernel that has none refuses.
+        let _ = unsafe { madvise(start, length, Advice::LinuxNoHugepage) };
         for at in [2, 3, 7, 19] {
-            file.write_all_at(&[1], at * page).unwrap();
+            // SAFETY: a byte of it, which nobody else uses.
+            unsafe { start.cast::<u8>().wrapping_add(at * page as usize).write_volatile(1) };
         }
         let pages = |from: u64, to: u64| {
             parts_in_memory(&file, from * page..to * page, 20 * page - 5).unwrap() / page
