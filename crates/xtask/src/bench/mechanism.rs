@@ -1,28 +1,34 @@
-//! The mechanism without the engine: what a fault costs that is served in its thread by one read, one fill and nothing else.
+//! The mechanism without the engine: what a fault costs that is served by one read, one fill and nothing else.
 //!
-//! No page has a state, nothing is known of who used what, and nobody else may fault. It is the floor of
-//! [`FaultMode::InThread`] on a machine: what Omnimap takes above it, the engine costs; where it is slower than the kernel's
-//! mapping itself, the machine makes signals and system calls dear.
+//! No page has a state, nothing is known of who used what, and nobody else may fault. It is the floor of a fault mode on a
+//! machine: what Omnimap takes above it, the engine costs; where it is slower than the kernel's mapping itself, the machine
+//! makes signals, system calls, or waking a thread dear.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use omnimap::FaultMode;
 use omnimap::store::{AlignedBytes, BackingStore};
 use omnimap_host::linux::LinuxHost;
-use omnimap_host::{Address, Fault, FaultServer, FaultStream, Host, Memory, Stores, Use, View, die};
+use omnimap_host::{Address, Fault, FaultServer, FaultStream, Host, Memory, Stores, Use, View, Waited, die};
 
 use super::faults::scattered;
 
 /// Pages evicted together.
 const EVICTED_TOGETHER: usize = 16;
 
+/// Longer than any store takes between two faults of one thread.
+const SPIN_TIME: Duration = Duration::from_millis(2);
+
 /// A file's bytes in memory, the oldest out first.
 pub(super) struct Mechanism {
     view: Arc<dyn View>,
     server: Arc<Server>,
+    /// Where faults are not served in the thread that raised them.
+    worker: Option<JoinHandle<()>>,
 }
 
 struct Server {
@@ -38,8 +44,13 @@ struct Server {
 
 impl Mechanism {
     /// The first `bytes` of a store, of which `budget_bytes` are in memory at the most.
-    pub(super) fn new(store: Arc<dyn BackingStore>, bytes: u64, budget_bytes: u64) -> Result<Mechanism> {
-        let host = LinuxHost::open(Some(FaultMode::InThread))?;
+    pub(super) fn new(
+        mode: FaultMode,
+        store: Arc<dyn BackingStore>,
+        bytes: u64,
+        budget_bytes: u64,
+    ) -> Result<Mechanism> {
+        let host = LinuxHost::open(Some(mode))?;
         let page_bytes = host.page_bytes();
         let (memory, _) = host.create_memory("mechanism", bytes, Use::ReadOnly)?;
         let pages_max = (budget_bytes / page_bytes) as usize;
@@ -48,11 +59,17 @@ impl Mechanism {
         let faults = host.faults();
         let server = Server { faults, memory, store, page_bytes, pages_max, start: OnceLock::new(), state };
         let server = Arc::new(server);
-        let weak: Weak<Server> = Arc::downgrade(&server);
-        server.faults.serve_with(weak);
         let view = server.memory.map(0, bytes)?;
         server.start.set(view.start().0).ok().context("a view in two places")?;
-        Ok(Mechanism { view, server })
+        let worker = if mode == FaultMode::Worker {
+            let server = server.clone();
+            Some(std::thread::spawn(move || server.work()))
+        } else {
+            let weak: Weak<Server> = Arc::downgrade(&server);
+            server.faults.serve_with(weak);
+            None
+        };
+        Ok(Mechanism { view, server, worker })
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
@@ -63,6 +80,10 @@ impl Mechanism {
 impl Drop for Mechanism {
     fn drop(&mut self) {
         self.server.faults.close();
+        if let Some(worker) = self.worker.take() {
+            // One that panics has said so, and the accesses that it left waiting wait for ever.
+            let _said = worker.join();
+        }
     }
 }
 
@@ -85,11 +106,37 @@ impl Server {
     }
 }
 
-impl FaultServer for Server {
-    fn serve(self: Arc<Self>, fault: Fault) {
+impl Server {
+    /// Sleeps only where nobody else faults either: what waking it would cost is not the mechanism's.
+    fn work(&self) {
+        let mut served = Instant::now();
+        loop {
+            match self.faults.take() {
+                Ok(Some(fault)) => {
+                    self.resolve_or_die(fault);
+                    served = Instant::now();
+                }
+                Ok(None) if served.elapsed() < SPIN_TIME => std::hint::spin_loop(),
+                Ok(None) => match self.faults.wait(Duration::from_secs(1)) {
+                    Ok(Waited::Closed) => return,
+                    Ok(Waited::Ready | Waited::TimedOut) => {}
+                    Err(error) => die(&format!("the mechanism alone: {error}")),
+                },
+                Err(error) => die(&format!("the mechanism alone: {error}")),
+            }
+        }
+    }
+
+    fn resolve_or_die(&self, fault: Fault) {
         if let Err(error) = self.resolve(fault.address.in_process()) {
             die(&format!("the mechanism alone: {error:#}"));
         }
+    }
+}
+
+impl FaultServer for Server {
+    fn serve(self: Arc<Self>, fault: Fault) {
+        self.resolve_or_die(fault);
     }
 }
 

@@ -3,6 +3,8 @@
 use omnimap::{Advice, Cache, FaultMode};
 use serde::{Deserialize, Serialize};
 
+use crate::bench::faults::Server;
+
 /// A way to have a file's bytes under a bound on memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -16,7 +18,11 @@ pub(super) enum Contender {
     /// A buffer pool in one process, without a mapping: the floor.
     Pool,
     /// What serving a fault in its thread takes without an engine: the other floor.
-    Mechanism,
+    InThreadAlone,
+    /// The same by another thread, which looks for faults without sleeping.
+    WorkerAlone,
+    /// The system call that no fault can do without, where nobody waits.
+    FillAlone,
     /// Direct reads of 1 MiB in the file's order: what the device gives to who needs no mapping.
     Stream,
 }
@@ -26,6 +32,9 @@ pub(super) const OMNIMAP: [Contender; 3] = [Contender::Worker, Contender::InThre
 /// The kernel's mapping with each advice.
 pub(super) const KERNEL: [Contender; 3] =
     [Contender::Kernel, Contender::KernelRandom, Contender::KernelSequential];
+
+/// What serves faults without an engine.
+pub(super) const MECHANISM: [Contender; 2] = [Contender::WorkerAlone, Contender::InThreadAlone];
 
 impl Contender {
     pub(super) fn name(self) -> &'static str {
@@ -37,7 +46,9 @@ impl Contender {
             Contender::KernelRandom => "kernel's mapping, RANDOM",
             Contender::KernelSequential => "kernel's mapping, SEQUENTIAL",
             Contender::Pool => "buffer pool (CLOCK, pread)",
-            Contender::Mechanism => "in-thread faults, no engine",
+            Contender::InThreadAlone => "in-thread faults, no engine",
+            Contender::WorkerAlone => "worker faults, no engine",
+            Contender::FillAlone => "the fill alone",
             Contender::Stream => "pread of 1 MiB, O_DIRECT",
         }
     }
@@ -50,6 +61,23 @@ impl Contender {
             Contender::Trap => Some(FaultMode::Trap),
             _ => None,
         }
+    }
+
+    /// How faults are served where there is no engine, if it is that.
+    pub(super) fn mechanism_mode(self) -> Option<FaultMode> {
+        match self {
+            Contender::InThreadAlone => Some(FaultMode::InThread),
+            Contender::WorkerAlone => Some(FaultMode::Worker),
+            _ => None,
+        }
+    }
+
+    /// Who it is where faults alone are measured, if it takes part there.
+    pub(super) fn fault_server(self) -> Option<Server> {
+        if self == Contender::FillAlone {
+            return Some(Server::FillAlone);
+        }
+        self.fault_mode().map(Server::Omnimap).or_else(|| self.mechanism_mode().map(Server::Mechanism))
     }
 
     /// What the kernel is told of its mapping, if it is the kernel's.
@@ -67,7 +95,10 @@ impl Contender {
         if self.kernel_advice().is_some() && !bounded {
             return Some("it has no budget without a memory cgroup".to_owned());
         }
-        let mode = if self == Contender::Mechanism { FaultMode::InThread } else { self.fault_mode()? };
+        let mode = match self {
+            Contender::FillAlone => FaultMode::InThread,
+            _ => self.fault_mode().or_else(|| self.mechanism_mode())?,
+        };
         let error = Cache::with_fault_mode(1 << 20, mode).err()?;
         Some(format!("this fault mode cannot be had: {error}"))
     }

@@ -6,40 +6,43 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::Options;
-use super::contender::{Contender, OMNIMAP};
+use super::contender::{Contender, MECHANISM, OMNIMAP};
 use super::results::{Outcome, Results, Row};
 use super::run::Bench;
 use super::task::Measurement;
 use super::workload::Workload;
-use crate::bench::{faults, writer, writes};
+use crate::bench::faults::{self, Server};
+use crate::bench::{writer, writes};
 
 /// What a fault costs when the store has the bytes in memory (`bench faults`).
 pub(super) fn faults(bench: &mut Bench, results: &mut Results, options: &Options) -> Result<()> {
-    let contenders = bench.able(&OMNIMAP);
-    let modes: Vec<_> = contenders.iter().filter_map(|contender| contender.fault_mode()).collect();
-    let rows = |times: Vec<Vec<Duration>>, operations: u64| {
+    type Measure = fn(&[Server], usize) -> Result<Vec<Vec<Duration>>>;
+    let workloads: [(_, &[Contender], Measure, _); 2] = [
+        (Workload::FirstTouches, &[Contender::FillAlone], faults::first_touches, faults::TOUCHES),
+        (Workload::FaultsEvicting, &[], faults::evicting, faults::ACCESSES.into()),
+    ];
+    for (workload, others, measure, operations) in workloads {
+        if !options.wants(workload) {
+            continue;
+        }
+        bench.step(workload.title());
+        let mut servers: Vec<(Contender, Server)> = Vec::new();
+        for contender in bench.able(&[&OMNIMAP[..], &MECHANISM, others].concat()) {
+            servers.extend(contender.fault_server().map(|server| (contender, server)));
+        }
+        let (contenders, servers): (Vec<_>, Vec<_>) = servers.into_iter().unzip();
         let run = |time: Duration| Measurement {
             nanoseconds: time.as_nanos() as u64,
             operations,
             ..Measurement::default()
         };
-        let row = |(contender, times): (&Contender, Vec<Duration>)| Row {
-            contender: *contender,
+        let times = measure(&servers, bench.runs)?;
+        let row = |(contender, times): (Contender, Vec<Duration>)| Row {
+            contender,
             runs: times.into_iter().map(run).collect(),
         };
-        contenders.iter().zip(times).map(row).collect()
-    };
-    if options.wants(Workload::FirstTouches) {
-        bench.step(Workload::FirstTouches.title());
-        let (times, pages) = faults::first_touches(&modes, bench.runs)?;
-        let outcome = Outcome { workload: Workload::FirstTouches, contenders: rows(times, pages) };
-        results.workloads.push(outcome);
-    }
-    if options.wants(Workload::FaultsEvicting) {
-        bench.step(Workload::FaultsEvicting.title());
-        let (times, _) = faults::evicting(&modes, bench.runs)?;
-        let contenders = rows(times, u64::from(faults::ACCESSES));
-        results.workloads.push(Outcome { workload: Workload::FaultsEvicting, contenders });
+        let contenders = contenders.into_iter().zip(times).map(row).collect();
+        results.workloads.push(Outcome { workload, contenders });
     }
     Ok(())
 }

@@ -5,9 +5,9 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Barrier, Mutex, PoisonError};
 use std::thread::ScopedJoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use omnimap::store::{BackingStore, FileStore, ZstdStore};
 use omnimap::{Advice, FaultMode, MapOptions};
 
@@ -52,16 +52,17 @@ impl Task {
         if let Some(advice) = self.contender.kernel_advice() {
             return self.through_kernel(advice);
         }
+        if let Some(mode) = self.contender.mechanism_mode() {
+            let store = Arc::new(FileStore::open(&self.path)?);
+            let mechanism = Mechanism::new(mode, store, self.bytes, self.budget_bytes)?;
+            return self.measure(vec![Slice(mechanism.bytes())], || Ok(()), |_| Ok(()));
+        }
         match self.contender {
+            Contender::FillAlone => bail!("fills alone read nothing"),
             Contender::Stream => {
                 let store = FileStore::open(&self.path)?;
                 ensure!(store.is_direct(), "the file system has no direct I/O");
                 self.measure(vec![Stream::new(store)], || Ok(()), |_| Ok(()))
-            }
-            Contender::Mechanism => {
-                let store = Arc::new(FileStore::open(&self.path)?);
-                let mechanism = Mechanism::new(store, self.bytes, self.budget_bytes)?;
-                self.measure(vec![Slice(mechanism.bytes())], || Ok(()), |_| Ok(()))
             }
             _ => self.through_pool(),
         }
@@ -138,7 +139,14 @@ impl Task {
             handles[0].fill(fitting as u32)?;
             // The file's order is no sign of the order to come: whoever guesses has to find out now.
             warmed()?;
-            black_box(read(&mut handles[0], &sequence::pages(self.pattern, WARM_SEED, pages, operations))?);
+            let sequence = sequence::pages(self.pattern, WARM_SEED, pages, operations);
+            let enough = Instant::now() + Duration::from_secs(self.warm_seconds);
+            loop {
+                black_box(read(&mut handles[0], &sequence)?);
+                if Instant::now() >= enough {
+                    break;
+                }
+            }
         } else {
             warmed()?;
         }

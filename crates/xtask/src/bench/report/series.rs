@@ -114,6 +114,7 @@ fn plain(scale: &Scale, path: &Path, pattern: Pattern, operations: u64) -> Task 
         operations,
         threads: 1,
         warm_operations: Some(operations / 2),
+        warm_seconds: 0,
         with: With::Nothing,
         packed: false,
         latencies: false,

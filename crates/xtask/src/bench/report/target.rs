@@ -19,6 +19,8 @@ enum Bound {
     TimesAsFastAsKernel(f64),
     /// At least so many times as fast as itself in another workload.
     TimesAsFastAsIn(f64, Workload),
+    /// At most so many times as long as another.
+    TimesAsLong(f64, Contender),
     /// At most so many microseconds an access.
     Microseconds(f64),
     /// At most so many bytes from the store for each byte of a page that was touched.
@@ -39,13 +41,16 @@ pub(super) struct Verdict {
 
 /// All targets.
 pub(super) fn targets() -> Vec<Target> {
-    use Bound::{BytesPerByte, Microseconds, TimesAsFast, TimesAsFastAsIn, TimesAsFastAsKernel};
-    use Contender::{InThread, Kernel, KernelRandom, Stream, Worker};
+    use Bound::{BytesPerByte, Microseconds, TimesAsFast, TimesAsFastAsIn, TimesAsFastAsKernel, TimesAsLong};
+    use Contender::{FillAlone, InThread, Kernel, KernelRandom, Stream, Worker};
     let mut targets = Vec::new();
     let mut add = |workload, subject, bound| targets.push(Target { workload, subject, bound });
     for workload in [Workload::FirstTouches, Workload::FaultsEvicting] {
         add(workload, InThread, Microseconds(3.0));
         add(workload, Worker, Microseconds(6.0));
+    }
+    for subject in [Worker, InThread] {
+        add(Workload::FirstTouches, subject, TimesAsLong(2.5, FillAlone));
     }
     for (workload, in_thread, worker, default) in
         [(Workload::Uniform, 1.05, 0.75, 4.0), (Workload::Zipf, 1.2, 1.0, 6.0)]
@@ -88,6 +93,11 @@ impl Target {
             Bound::TimesAsFastAsIn(bound, other) => {
                 let measured = ratio(results.microseconds(*other, self.subject));
                 (true, bound, measured, "times as fast as one by one".to_owned())
+            }
+            Bound::TimesAsLong(bound, other) => {
+                let measured = own().zip(results.microseconds(self.workload, *other));
+                let what = format!("times as long as {}", other.name());
+                (false, bound, measured.map(|(own, other)| own / other), what)
             }
             Bound::Microseconds(bound) => (false, bound, own(), "µs an access".to_owned()),
             Bound::BytesPerByte(bound) => {

@@ -22,6 +22,8 @@ pub(super) struct Task {
     /// Accesses before, which are not timed; in front of them as much as the budget holds is read in the file's order.
     /// `None` for a cold start.
     pub(super) warm_operations: Option<u64>,
+    /// How long those go on, again and again, at the least: whoever gathers what is in use into large pages takes some seconds.
+    pub(super) warm_seconds: u64,
     /// What runs beside or before the accesses.
     pub(super) with: With,
     /// Whether the file is a seekable zstd.

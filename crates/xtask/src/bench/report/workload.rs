@@ -45,6 +45,9 @@ pub(super) const READ: [Workload; 12] = [
     Workload::Packed,
 ];
 
+/// Before what is wholly in memory is timed.
+const WARM_SECONDS: u64 = 6;
+
 /// Sizes that are the same for all workloads.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Scale {
@@ -87,10 +90,10 @@ impl Workload {
     pub(super) fn description(self) -> &'static str {
         match self {
             Workload::ResidentSequential => {
-                "An object of half the budget, all of it in memory, a byte of each page in order."
+                "An object of half the budget, all of it in memory and in use for some seconds, a byte of each page in order."
             }
             Workload::ResidentRandom => {
-                "An object of half the budget, all of it in memory, a byte of any page."
+                "An object of half the budget, all of it in memory and in use for some seconds, a byte of any page."
             }
             Workload::FirstTouches => {
                 "A store that has the bytes in memory; each page is touched once, in no order, and there is room."
@@ -137,7 +140,9 @@ impl Workload {
             // The pool fetches nothing before it is asked for.
             Workload::Prefetched => (&KERNEL, &[]),
             Workload::Packed => (&[], &[Contender::Pool]),
-            Workload::Uniform => (&KERNEL, &[Contender::Pool, Contender::Mechanism]),
+            Workload::Uniform => {
+                (&KERNEL, &[Contender::Pool, Contender::WorkerAlone, Contender::InThreadAlone])
+            }
             _ => (&KERNEL, &[Contender::Pool]),
         };
         [&OMNIMAP[..], kernel, others].concat()
@@ -181,6 +186,7 @@ impl Workload {
             operations,
             threads: if self == Workload::UniformThreads { 4 } else { 1 },
             warm_operations: warm,
+            warm_seconds: if self.is_resident() && !scale.quick { WARM_SECONDS } else { 0 },
             with: match self {
                 Workload::ZipfBesideScan => With::Scan,
                 Workload::Prefetched => With::Prefetch,
