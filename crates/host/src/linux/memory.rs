@@ -111,15 +111,13 @@ impl Memfd {
                 self.window.fill(shown, length, &self.views, |request| self.view(request), fill)?
             }
         };
-        let Some(Filled { bytes, gone, was_hidden }) = filled else {
+        let Some(Filled { bytes, was_hidden }) = filled else {
             // Unless a view came meanwhile: then it is tried again.
             let _adding = self.accounting.read().unwrap_or_else(PoisonError::into_inner);
-            let written = self.views.unless_shown(offset, || self.write_inside(offset, bytes));
+            let all = offset..offset + bytes.len() as u64;
+            let written = self.views.unless_shown(all, stores, || self.write_inside(offset, bytes));
             return written.map_or(Ok(0), |written| written.map(|()| bytes.len()));
         };
-        if !gone.is_empty() {
-            self.views.remove(gone);
-        }
         if was_hidden {
             self.window.count_fill();
         }

@@ -286,9 +286,8 @@ impl Userfaultfd {
         self.protect(Address(start.0 + half as usize), bytes - half, stores)
     }
 
-    /// Puts bytes into holes, whole pages of the range, without waking anybody; each page appears at once. Gives how many
-    /// there are now: fewer if nothing is mapped behind them any more.
-    pub(super) fn copy(&self, start: Address, bytes: &[u8], stores: Stores) -> Result<usize> {
+    /// Puts bytes into holes, whole pages of the range, without waking anybody; each page appears at once.
+    pub(super) fn copy(&self, start: Address, bytes: &[u8], stores: Stores) -> Result<()> {
         let trap = if stores == Stores::Trap { COPY_MODE_WP } else { 0 };
         let page_bytes = super::page_bytes() as usize;
         let mut done = 0;
@@ -301,22 +300,18 @@ impl Userfaultfd {
                 copied: 0,
             };
             match ioctl(&self.fd, IOCTL_COPY, &mut request) {
-                Ok(()) => return Ok(bytes.len()),
-                Err(e) if self.is_gone(&e) => break,
+                Ok(()) => return Ok(()),
                 Err(e) if e.raw_os_error() == Some(libc::EAGAIN) => done += request.copied.max(0) as usize,
                 // Two mappings of the kernel's, protected in different ways: a part at a time.
                 Err(e) if e.raw_os_error() == Some(libc::ENOENT) && bytes.len() - done > page_bytes => {
                     let half = ((bytes.len() - done) / 2).next_multiple_of(page_bytes);
-                    let copied = self.copy(Address(start.0 + done), &bytes[done..done + half], stores)?;
-                    done += copied;
-                    if copied < half {
-                        break;
-                    }
+                    self.copy(Address(start.0 + done), &bytes[done..done + half], stores)?;
+                    done += half;
                 }
                 Err(e) => return Err(e).during("UFFDIO_COPY"),
             }
         }
-        Ok(done)
+        Ok(())
     }
 
     pub(super) fn wake(&self, start: Address, bytes: u64) -> Result<()> {

@@ -26,8 +26,6 @@ struct Listed {
 pub(super) struct Filled {
     /// So many bytes are there.
     pub(super) bytes: usize,
-    /// Nothing is mapped there any more: a child has unmapped it, or is gone.
-    pub(super) gone: Range<usize>,
     /// It went through a view that nobody has the address of.
     pub(super) was_hidden: bool,
 }
@@ -38,37 +36,34 @@ impl ViewList {
     pub(super) fn fill(&self, offset: u64, bytes: &[u8], stores: Stores) -> Option<Result<Filled>> {
         // One look at the list for all: a view that comes between could be left out of what is trapped.
         let views = self.views.read().unwrap_or_else(PoisonError::into_inner);
-        let showing = || views.iter().filter(|(_, listed)| listed.shown.contains(&offset));
-        // Those of kin, which may go without a word, come last among those that somebody sees.
+        // Never through one of kin: a child unmaps it without a word, and may have mapped something else there.
+        let is_ours = |start: &Address| start.kin() == 0;
+        let showing =
+            || views.iter().filter(|(start, listed)| is_ours(start) && listed.shown.contains(&offset));
         let (start, listed) = showing().find(|(_, listed)| !listed.is_hidden).or_else(|| showing().next())?;
         let count = bytes.len().min((listed.shown.end - offset) as usize);
-        let trapped = || -> Result<()> {
-            for (other, Listed { shown, faults, .. }) in views.iter().filter(|(_, l)| !l.is_hidden) {
-                let (from, to) = (shown.start.max(offset), shown.end.min(offset + count as u64));
-                if other != start && from < to {
-                    faults.protect(Address(other.0 + (from - shown.start) as usize), to - from, stores)?;
-                }
-            }
-            Ok(())
-        };
         let filled = || {
             // Before the pages are there, or a store would go through.
-            if stores == Stores::Trap {
-                trapped()?;
-            }
+            trap(&views, offset..offset + count as u64, stores, Some(start))?;
             let address = start.0 + (offset - listed.shown.start) as usize;
-            let copied = listed.faults.copy(Address(address), &bytes[..count], stores)?;
-            let gone = address + copied..address + count;
-            Ok(Filled { bytes: copied, gone, was_hidden: listed.is_hidden })
+            listed.faults.copy(Address(address), &bytes[..count], stores)?;
+            Ok(Filled { bytes: count, was_hidden: listed.is_hidden })
         };
         Some(filled())
     }
 
-    /// Calls `work` if no view shows the byte at `offset`; none comes until it returns.
-    pub(super) fn unless_shown<T>(&self, offset: u64, work: impl FnOnce() -> T) -> Option<T> {
+    /// Calls `work`, which makes these bytes resident, if no view of this process shows the first of them; none comes until
+    /// it returns. With [`Stores::Trap`], no store to them goes through in any view.
+    pub(super) fn unless_shown<T>(
+        &self,
+        bytes: Range<u64>,
+        stores: Stores,
+        work: impl FnOnce() -> Result<T>,
+    ) -> Option<Result<T>> {
         let views = self.views.read().unwrap_or_else(PoisonError::into_inner);
-        let is_shown = views.values().any(|listed| listed.shown.contains(&offset));
-        if is_shown { None } else { Some(work()) }
+        let is_shown =
+            views.iter().any(|(start, listed)| start.kin() == 0 && listed.shown.contains(&bytes.start));
+        if is_shown { None } else { Some(trap(&views, bytes, stores, None).and_then(|()| work())) }
     }
 
     pub(super) fn add(&self, shown: Range<u64>, start: Address, faults: Arc<Userfaultfd>) {
@@ -104,4 +99,23 @@ impl ViewList {
             }
         }
     }
+}
+
+/// Traps stores to bytes in each view that somebody has the address of, but for one, if they are to be trapped.
+fn trap(
+    views: &BTreeMap<Address, Listed>,
+    bytes: Range<u64>,
+    stores: Stores,
+    but: Option<&Address>,
+) -> Result<()> {
+    if stores != Stores::Trap {
+        return Ok(());
+    }
+    for (start, Listed { shown, faults, .. }) in views.iter().filter(|(_, listed)| !listed.is_hidden) {
+        let (from, to) = (shown.start.max(bytes.start), shown.end.min(bytes.end));
+        if Some(start) != but && from < to {
+            faults.protect(Address(start.0 + (from - shown.start) as usize), to - from, stores)?;
+        }
+    }
+    Ok(())
 }

@@ -10,7 +10,7 @@ use omnimap::store::{Faulty, MemoryStore, Misbehaviour};
 use crate::child::{Child, Signal, fork};
 use crate::on;
 use crate::probe::{load, load_signal, store};
-use crate::subject::{Column, NOTHING, Subject, Thing, page, pattern};
+use crate::subject::{Column, NOTHING, RW, Subject, Thing, page, pattern};
 
 const SHARED: MapFlags = MapFlags::SHARED;
 const PRIVATE: MapFlags = MapFlags::PRIVATE;
@@ -178,6 +178,50 @@ on!(f03_what_a_child_unmaps_stays_the_parents, [kernel, paged, anonymous, device
     child.succeeds();
     assert_eq!(firsts(start), firsts_of(&bytes));
     s.mprotect(start, page(), Prot::READ).unwrap();
+});
+
+on!(f03_what_a_child_stores_where_it_unmapped_what_follows_is_kept, [kernel, paged], |s| {
+    for kept in 8..48 {
+        let (start, _, thing) = mapped(s, SHARED);
+        let go = Signal::new();
+        let child = fork(|| {
+            go.wait();
+            s.munmap(start + kept * page(), (PAGES - kept) * page()).unwrap();
+            // In order: what is read ahead crosses the end of what is still mapped.
+            (0..kept).for_each(|i| assert!(load(start + i * page()).is_ok()));
+            (0..kept).for_each(|i| store(start + i * page(), 77).unwrap());
+            s.msync(start, kept * page(), SyncFlags::SYNC).unwrap();
+        });
+        s.munmap(start, PAGES * page()).unwrap();
+        go.give();
+        child.succeeds();
+        let thing = thing.unwrap();
+        thing.evict();
+        let bytes = thing.bytes();
+        (0..kept).for_each(|i| assert_eq!(bytes[i * page()], 77, "page {i} of {kept}"));
+    }
+});
+
+on!(f03_what_a_child_maps_where_it_unmapped_has_its_own_bytes, [kernel, paged], |s| {
+    let (start, bytes, _thing) = mapped(s, SHARED);
+    let other: Vec<u8> = bytes.iter().map(|byte| !byte).collect();
+    let (mapped, read) = (Signal::new(), Signal::new());
+    let first = fork(|| {
+        s.munmap(start, PAGES * page()).unwrap();
+        let thing = s.object(&other);
+        assert_eq!(s.mmap(start, PAGES * page(), RW, SHARED | MapFlags::FIXED, Some(&thing), 0), Ok(start));
+        mapped.give();
+        read.wait();
+        assert_eq!(firsts(start), firsts_of(&other));
+    });
+    let second = fork(|| {
+        mapped.wait();
+        assert_eq!(firsts(start), firsts_of(&bytes));
+        read.give();
+    });
+    s.munmap(start, PAGES * page()).unwrap();
+    second.succeeds();
+    first.succeeds();
 });
 
 on!(f02_each_page_is_inherited_as_it_was_said, [paged, anonymous, device], |s| {
