@@ -22,8 +22,9 @@ use crate::sync::{Mutex, lock};
 use crate::transit::{Cause, Waited, Waiter};
 use crate::units::{PageIndex, PageRange};
 
-/// Pages copied by a checked read under one lock.
-const READ_PAGES_MAX: u64 = 256;
+/// Bytes that a checked access has between the object and the caller's slice: as many as stay in a processor's cache, and a
+/// multiple of any page.
+pub(crate) const COPIED_BYTES_MAX: u64 = 128 << 10;
 
 /// A contiguous range of addresses that shows a part of an object; unmapped when dropped.
 ///
@@ -108,8 +109,14 @@ impl MappedView {
     pub fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<()> {
         let wanted = self.locate(offset, into.len() as u64)?;
         let pages = self.object.cache.page.pages_of(wanted.clone());
-        self.for_each_pinned(wanted, READ_PAGES_MAX, |part, at, _| {
-            self.object.memory.read(at, &mut into[part]).map_err(|e| self.object.host_error(e))
+        let mut copy = Vec::new();
+        self.for_each_pinned(wanted, |part, at, pinned| {
+            copy.resize(part.len(), 0);
+            self.object.memory.read(at, &mut copy).map_err(|e| self.object.host_error(e))?;
+            // The caller's slice may be a mapping, whose pages need room.
+            drop(pinned);
+            into[part].copy_from_slice(&copy);
+            Ok(())
         })?;
         self.read_ahead(pages);
         Ok(())
@@ -241,15 +248,15 @@ impl MappedView {
         Ok(runs.into_iter().map(|(run, resident)| (cut(run), resident)).collect())
     }
 
-    /// Pins one part after the other of a range of the object, at most so many pages at a time, and calls `work` with each:
+    /// Pins one part after the other of a range of the object, few pages at a time, and calls `work` with each:
     /// which bytes of the range it is, where in the object it begins, and its pages.
     pub(crate) fn for_each_pinned(
         &self,
         wanted: Range<u64>,
-        pages_max: u64,
-        mut work: impl FnMut(Range<usize>, u64, PageRange) -> Result<()>,
+        mut work: impl FnMut(Range<usize>, u64, Pinned<'_>) -> Result<()>,
     ) -> Result<()> {
         let page_size = self.object.cache.page;
+        let pages_max = (COPIED_BYTES_MAX / page_size.bytes()).max(1);
         let pages = page_size.pages_of(wanted.clone());
         let mut at = wanted.start;
         while at < wanted.end {
@@ -265,7 +272,7 @@ impl MappedView {
             let pinned = Pinned { object: &self.object, range: pinned };
             let stop = page_size.bytes_of(pinned.range).end.min(wanted.end);
             let part = (at - wanted.start) as usize..(stop - wanted.start) as usize;
-            work(part, at, pinned.range)?;
+            work(part, at, pinned)?;
             at = stop;
         }
         Ok(())

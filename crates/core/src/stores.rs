@@ -8,7 +8,7 @@ use omnimap_host::Exclusive;
 
 use crate::error::{Error, Result};
 use crate::location::Location;
-use crate::mapped_view::MappedView;
+use crate::mapped_view::{COPIED_BYTES_MAX, MappedView};
 use crate::object::{MemoryObject, Pages};
 use crate::page_state::{PageState, Transition};
 use crate::page_table::Mark;
@@ -16,9 +16,6 @@ use crate::snapshot::store_error;
 use crate::sync::atomic::Ordering;
 use crate::sync::{MutexGuard, read, thread};
 use crate::units::{PageIndex, PageRange};
-
-/// Pages that a checked write holds at a time.
-const WRITE_PAGES_MAX: u64 = 64;
 
 impl MappedView {
     /// Gives the mapping the right to its bytes, which came with the object.
@@ -73,9 +70,19 @@ impl MappedView {
     pub fn write_at(&self, offset: u64, from: &[u8]) -> Result<()> {
         self.check_writable()?;
         let wanted = self.locate(offset, from.len() as u64)?;
-        self.for_each_pinned(wanted, WRITE_PAGES_MAX, |part, at, pinned| {
-            self.object.overwrite(pinned, at, &from[part])
-        })?;
+        let (mut at, mut rest, mut copy) = (wanted.start, from, Vec::new());
+        while at < wanted.end {
+            let end = wanted.end.min((at / COPIED_BYTES_MAX + 1) * COPIED_BYTES_MAX);
+            let (piece, behind) = rest.split_at((end - at) as usize);
+            // It may be a mapping: its pages cannot come while the kernel copies from them, for it holds what an eviction
+            // needs, nor by a system call in every fault mode.
+            copy.clear();
+            copy.extend_from_slice(piece);
+            self.for_each_pinned(at..end, |part, at, pinned| {
+                self.object.overwrite(pinned.range, at, &copy[part])
+            })?;
+            (at, rest) = (end, behind);
+        }
         self.object.cache.limit_dirty();
         self.object.swap_kept_out();
         Ok(())

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use omnimap::store::{Counting, FileStore, MemoryStore};
-use omnimap::{Advice, BackingStore, Error, MapOptions, MappingMut, SyncMode};
-use omnimap_testkit::{Prng, pattern, skip_without_mappings, within};
+use omnimap::{Advice, BackingStore, Cache, Error, MapOptions, MappingMut, SyncMode};
+use omnimap_testkit::{Prng, pattern, pattern_store, skip_without_mappings, within};
 
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -33,6 +33,39 @@ fn x2_patch_a_byte_of_a_file() {
         mapping[1] = b'd';
         drop(mapping);
         assert_eq!(std::fs::read(&path).unwrap(), b"adc");
+    });
+}
+
+/// What is copied may be a mapping too, of the same cache: nothing is held while its pages come.
+#[test]
+fn checked_copies_go_from_mapping_to_mapping_whatever_the_budget() {
+    if skip_without_mappings() {
+        return;
+    }
+    within(LIMIT, || {
+        for budget_pages in [8, 16, 256] {
+            let (length, piece) = (1024 * page(), 64 * page());
+            let cache = Cache::new(budget_pages * page()).unwrap();
+            let mut options = MapOptions::new();
+            options.cache(&cache);
+            let from = options.map(pattern_store(length)).unwrap();
+            let to = options.map_shared_mut(MemoryStore::writable("to", vec![0; length as usize])).unwrap();
+            let mut private = options.map_private(pattern_store(length)).unwrap();
+            for at in (0..length).step_by(piece as usize) {
+                // Clean pages of what is written to, which are to go.
+                to.read_at(0, &mut vec![0; piece as usize]).unwrap();
+                to.write_at(at, &from[at as usize..(at + piece) as usize]).unwrap();
+                let behind = (length - at - piece) as usize;
+                from.read_at(at, &mut private[behind..behind + piece as usize]).unwrap();
+            }
+            let mut bytes = vec![0; length as usize];
+            to.read_at(0, &mut bytes).unwrap();
+            assert!((0..).zip(&bytes).all(|(at, byte)| *byte == pattern(at)));
+            for at in (0..length).step_by(1000) {
+                let copied = length - piece - at / piece * piece + at % piece;
+                assert_eq!(private[copied as usize], pattern(at));
+            }
+        }
     });
 }
 
