@@ -137,10 +137,13 @@ impl Fill {
     }
 
     fn reading(&self) -> Result<Reading, Cause> {
-        let bytes = self.object.cache.page.bytes_of(self.range);
-        let Some(wanted) = bytes.end.min(self.object.len()).checked_sub(bytes.start) else {
-            return Err(Cause::BeyondEnd); // It has become shorter.
-        };
+        let page = self.object.cache.page;
+        let (bytes, length) = (page.bytes_of(self.range), self.object.len());
+        if bytes.end > length.next_multiple_of(page.bytes()) {
+            // It has become shorter; and will be as long as before again, if its store does not.
+            return Err(Cause::BeyondEnd);
+        }
+        let wanted = bytes.end.min(length) - bytes.start;
         // Whole pages, although the object may end in the last: direct I/O takes nothing else.
         let buffer = AlignedBytes::new((bytes.end - bytes.start) as usize);
         Ok(Reading { offset: bytes.start, wanted: wanted as usize, buffer })

@@ -65,8 +65,10 @@ impl BackingStore for Store {
     }
 }
 
-/// What an object looks like at its third page when `resize` is done, during which others read that page and evict it.
-fn third_page(resizes: bool, resize: fn(&MappedView)) -> Vec<u8> {
+/// A mapping on a machine, and the address of its third page.
+type Scene = (Arc<SimulatedHost>, Arc<MappedView>, Address);
+
+fn scene(resizes: bool) -> Scene {
     let budget = CacheOptions::BUDGET_PAGES_MIN * PAGE;
     let host = Arc::new(SimulatedHost::new(PAGE, budget));
     let mut options = CacheOptions::new(budget);
@@ -76,8 +78,14 @@ fn third_page(resizes: bool, resize: fn(&MappedView)) -> Vec<u8> {
     let store = Arc::new(Store { bytes: Mutex::new(vec![1; LENGTH as usize]), resizes });
     let (object, _) = cache.open_as(store, Use::Shared).unwrap();
     let view = Arc::new(cache.map(&object, 0, LENGTH, 0).unwrap());
-    let start = host.views()[0];
-    let load = move |host: &SimulatedHost| match host.touch(Address(start.0 + 2 * PAGE as usize)) {
+    let third = Address(host.views()[0].0 + 2 * PAGE as usize);
+    (host, view, third)
+}
+
+/// What an object looks like at its third page when `resize` is done, during which others read that page and evict it.
+fn third_page(resizes: bool, resize: fn(&MappedView)) -> Vec<u8> {
+    let (host, view, third) = scene(resizes);
+    let load = move |host: &SimulatedHost| match host.touch(third) {
         Outcome::Bytes(bytes) => bytes,
         other => panic!("{other:?}"),
     };
@@ -116,5 +124,23 @@ fn an_object_that_its_store_does_not_make_shorter_stays_whole() {
             view.set_object_len(CUT).unwrap_err();
         });
         assert_eq!(bytes, [1; 16]);
+    });
+}
+
+#[test]
+fn a_page_that_was_to_be_cut_off_has_its_bytes_when_it_was_not() {
+    explore(|| {
+        let (host, view, third) = scene(false);
+        let reader = {
+            let host = host.clone();
+            // Meanwhile it is behind the end.
+            thread::spawn(move || drop(host.touch(third)))
+        };
+        view.set_object_len(2 * PAGE).unwrap_err();
+        reader.join().unwrap();
+        match host.touch(third) {
+            Outcome::Bytes(bytes) => assert_eq!(bytes, [1; 16]),
+            other => panic!("{other:?}"),
+        }
     });
 }
