@@ -241,8 +241,22 @@ impl MemoryObject {
         waiter: Option<Waiter>,
         intent: Intent<'_>,
     ) -> Claim {
+        let (claim, poisoned) = self.claim_with_view(page, window, waiter, intent);
+        self.clear_poison(&poisoned);
+        claim
+    }
+
+    /// As [`claim`](Self::claim), for who holds views: gives what to [clear](Self::clear_poison) when they are held no more.
+    pub(crate) fn claim_with_view(
+        self: &Arc<Self>,
+        page: PageIndex,
+        window: PageRange,
+        waiter: Option<Waiter>,
+        intent: Intent<'_>,
+    ) -> (Claim, Vec<Poisoned>) {
         let mut pages = self.pages();
-        match pages.table.state(page) {
+        let mut poisoned = Vec::new();
+        let claim = match pages.table.state(page) {
             PageState::Clean | PageState::Dirty | PageState::WritingBack => {
                 if let Intent::Store(view, bytes) = intent {
                     self.let_stores(&mut pages, page, view, bytes);
@@ -261,7 +275,7 @@ impl MemoryObject {
             PageState::Absent | PageState::Failed => {
                 let inside = self.all_pages();
                 if !inside.contains(page) {
-                    return Claim::BeyondEnd;
+                    return (Claim::BeyondEnd, poisoned);
                 }
                 let range = pages.table.fillable_run(page, window.intersect(inside));
                 for page in range.iter() {
@@ -269,13 +283,12 @@ impl MemoryObject {
                 }
                 let transit = Transit::new(range, waiter);
                 pages.transits.push(transit.clone());
-                let poisoned = pages.take_poisoned(range);
-                drop(pages);
-                self.clear_poison(&poisoned);
+                poisoned = pages.take_poisoned(range);
                 let store = matches!(intent, Intent::Store(..)).then_some(page);
                 Claim::Mine(Fill::new(self.clone(), transit, range, store))
             }
-        }
+        };
+        (claim, poisoned)
     }
 
     /// As [`claim`](Self::claim), for whoever does not wait: the first pages of `window` that nobody has or fetches, and

@@ -333,13 +333,17 @@ fn resolve(inner: &Arc<Inner>, fault: Fault, since: Instant, by: By) -> Served {
         Access::Read => object.claim(located.page, now, Some(waiter.clone()), Intent::Load),
         Access::Write | Access::WriteTrapped => {
             let mut claim = None;
+            let mut poisoned = Vec::new();
             // With the view held: what an address shows must not change before its stores are let.
             inner.space.with_view(located.address, |placed, offset| {
                 if placed.object.id == object.id && placed.shown.page_at(offset) == located.page {
                     let intent = Intent::Store(&*placed.shown.view, offset..offset + inner.page.bytes());
-                    claim = Some(object.claim(located.page, now, Some(waiter.clone()), intent));
+                    let claimed = object.claim_with_view(located.page, now, Some(waiter.clone()), intent);
+                    claim = Some(claimed.0);
+                    poisoned = claimed.1;
                 }
             });
+            object.clear_poison(&poisoned);
             // Mapped anew meanwhile: the access is repeated.
             claim.unwrap_or(Claim::Resident)
         }

@@ -330,3 +330,27 @@ fn a_store_that_fails_for_a_while_loses_nothing() {
         assert_eq!((bytes[0], bytes[PAGE as usize], bytes[2 * PAGE as usize]), (1, 2, 1));
     });
 }
+
+#[test]
+fn a_store_to_what_failed_elsewhere_does_not_wait_for_who_maps() {
+    explore(|| {
+        let scene = Scene::new(false);
+        let object = scene.view.object().clone();
+        let again = scene.cache.map(&object, 0, LENGTH, 0).unwrap();
+        scene.store.fails.store(true, Ordering::SeqCst);
+        let failed = scene.host.store(scene.address(1, 0), |byte| *byte += 1);
+        assert!(matches!(failed, Outcome::Failed(_)), "{failed:?}");
+        scene.store.fails.store(false, Ordering::SeqCst);
+        let there = Address(again.address().unwrap().0 + PAGE as usize);
+        let maps = {
+            let (cache, object) = (scene.cache.clone(), object.clone());
+            thread::spawn(move || drop(cache.map(&object, 0, LENGTH, 0).unwrap()))
+        };
+        let stored = scene.host.store(there, |byte| *byte += 1);
+        assert!(matches!(stored, Outcome::Bytes(_)), "{stored:?}");
+        maps.join().unwrap();
+        assert_eq!(scene.load(1, 0), 1, "there again");
+        drop((again, object));
+        assert_eq!(scene.end()[PAGE as usize], 1);
+    });
+}
