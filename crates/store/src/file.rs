@@ -1,5 +1,6 @@
 //! A store that is a local file or block device.
 
+mod far;
 mod identity;
 mod pin;
 
@@ -10,7 +11,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -65,6 +66,8 @@ pub struct FileStore {
     /// What pins the version, if anything does.
     pin: Option<Pin>,
     writability: Writability,
+    /// Found out when it is asked for.
+    answers: OnceLock<Answers>,
 }
 
 /// What becomes of a path where there is no file.
@@ -164,6 +167,7 @@ impl FileStore {
             resizing: Mutex::default(),
             pin,
             writability,
+            answers: OnceLock::new(),
         })
     }
 
@@ -272,7 +276,8 @@ impl BackingStore for FileStore {
 
     fn transfer(&self) -> Transfer {
         const TOGETHER: NonZeroUsize = NonZeroUsize::new(omnimap_queue::TRANSFERS_MAX).unwrap();
-        let transfer = Transfer::default().answering(Answers::Promptly);
+        let answers = *self.answers.get_or_init(|| far::answers(&self.file));
+        let transfer = Transfer::default().answering(answers);
         if self.is_direct() { transfer.reading_together(TOGETHER) } else { transfer }
     }
 
