@@ -109,7 +109,7 @@ impl Inner {
             match step {
                 Step::Forget(pages, queue) => {
                     looks_left = looks_left.saturating_sub(pages.len() as u64);
-                    self.for_runs(pages, |object, runs| object.forget_touches(runs, queue));
+                    self.for_runs(pages, |object, runs| object.forget_touches(runs, queue, &mut splits_left));
                 }
                 Step::Judge(pages) => {
                     looks_left = looks_left.saturating_sub(pages.len() as u64);
@@ -163,9 +163,8 @@ impl Inner {
 
 impl MemoryObject {
     /// Forgets who used the pages, so that it can be told later, and puts them into a queue.
-    fn forget_touches(&self, runs: &[PageRange], queue: Queue) {
-        let mut splits_left = SPLITS_MAX;
-        runs.iter().for_each(|run| self.split_in(*run, &mut splits_left));
+    fn forget_touches(&self, runs: &[PageRange], queue: Queue, splits_left: &mut usize) {
+        runs.iter().for_each(|run| self.split_in(*run, splits_left));
         if self.view_count() <= VIEWS_ASKED_MAX {
             self.for_views(runs, |shown, ranges| {
                 if let Err(error) = shown.view.forget_touches(ranges) {

@@ -58,6 +58,10 @@ const NEW_LEAST_SHARE: usize = 20;
 /// So many ghosts are remembered however few pages there are: of fewer, most take each other's place.
 const GHOSTS_MIN: usize = 16;
 
+/// Batches of new pages that are forgotten for each one that is judged: when a cache has just become full, nothing has been
+/// forgotten yet, and half of a large one takes too long for the first who needs a page.
+const FORGOTTEN_BATCHES_MAX: usize = 16;
+
 /// Queues grow by this part of them.
 const GROWTH_SHARE: usize = 8;
 /// Or by so many entries.
@@ -86,6 +90,8 @@ pub struct Replacement {
     ghosts: Ghosts,
     /// How many were proven before some of them were judged; until it has been seen what became of those.
     judged_of: Option<usize>,
+    /// Pages whose touches were forgotten since some were judged last.
+    forgotten: usize,
     /// Entries whose pages went another way.
     stale: usize,
 }
@@ -119,12 +125,15 @@ impl Replacement {
         let all_used = self.judged_of.is_some_and(|before| main >= before);
         if !self.proven.is_empty() && (new == 0 || (is_small(new, new + main) && !all_used)) {
             self.judged_of = Some(main);
+            self.forgotten = 0;
             return Step::Judge(take(&mut self.proven, batch));
         }
-        if 2 * self.probation.len() < new {
+        if 2 * self.probation.len() < new && self.forgotten < FORGOTTEN_BATCHES_MAX * batch {
+            self.forgotten += batch.min(self.fresh.len());
             return Step::Forget(take(&mut self.fresh, batch), Queue::Probation);
         }
         self.judged_of = None;
+        self.forgotten = 0;
         let judged = take(&mut self.probation, batch);
         if judged.is_empty() {
             return Step::Exhausted;
@@ -310,6 +319,28 @@ mod tests {
         });
         assert_eq!(cache.misses(5000..15_000), 10_000);
         assert_eq!(cache.misses(0..80), 0, "of 80 were driven out by pages used once");
+    }
+
+    #[test]
+    fn the_first_page_that_goes_waits_for_few_others() {
+        let mut replacement = Replacement::default();
+        (0..100_000).for_each(|n| replacement.arrived(page(n)));
+        let batch = 64;
+        for _ in 0..100 {
+            let mut forgotten = 0;
+            loop {
+                match replacement.next_step(batch) {
+                    Step::Forget(pages, queue) => {
+                        forgotten += pages.len();
+                        pages.into_iter().for_each(|page| replacement.put(queue, page));
+                    }
+                    Step::Judge(pages) => break assert_eq!(pages.len(), batch),
+                    Step::Exhausted => panic!("there are pages"),
+                }
+            }
+            assert!(forgotten <= FORGOTTEN_BATCHES_MAX * batch, "{forgotten}");
+        }
+        assert!(2 * (replacement.probation.len() + batch) >= replacement.len(), "soon as far as ever");
     }
 
     #[test]

@@ -86,6 +86,28 @@ fn what_is_in_use_is_shown_by_large_pages_until_somebody_wants_room() {
 }
 
 #[test]
+fn who_needs_the_first_page_waits_for_few_large_ones_to_be_split() {
+    if skip_without_large_pages() {
+        return;
+    }
+    let _alone = alone();
+    within(LIMIT, || {
+        let cache = Cache::new(128 * MIB).unwrap();
+        let mapping = MapOptions::new().cache(&cache).map(pattern_store(126 * MIB)).unwrap();
+        assert!(is_pattern(&mapping));
+        wait_for_large_pages(&cache, 63);
+        let other = MapOptions::new().cache(&cache).readahead_max(0).map(pattern_store(4 * MIB)).unwrap();
+        let needed_room = (0..4 * MIB).step_by(4096).any(|at| {
+            assert_eq!(other[at as usize], pattern(at));
+            cache.stats().pages_evicted > 0
+        });
+        assert!(needed_room);
+        let split = cache.stats().large_pages_split;
+        assert!((1..16).contains(&split), "{split} of 63");
+    });
+}
+
+#[test]
 fn large_pages_can_be_refused() {
     if skip_without_large_pages() {
         return;
