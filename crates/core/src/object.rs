@@ -370,7 +370,7 @@ impl MemoryObject {
         let pages = self.pages();
         let present = pages.table.present_runs(shown.pages);
         let present: Vec<Range<u64>> = present.into_iter().map(|run| shown.bytes_of(run)).collect();
-        let trapped = shown.view.trap_stores(&present);
+        let trapped = shown.view.trap_stores(&present).and_then(|()| shown.view.admit_stores());
         drop(pages);
         trapped.map_err(|e| {
             self.remove_views(shown.addresses());

@@ -386,6 +386,15 @@ pub trait View: Send + Sync {
     /// Many ranges at a time; what lies between near ones may be trapped with them.
     fn trap_stores(&self, ranges: &[Range<u64>]) -> Result<()>;
 
+    /// To be called when the stores are trapped that have to be: a view whose address others know already (in the place of
+    /// another) lets none through before.
+    ///
+    /// # Errors
+    /// As mprotect(2).
+    fn admit_stores(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Takes [`trap_stores`](Self::trap_stores) back, and wakes who waits for that.
     fn let_stores(&self, range: Range<u64>) -> Result<()>;
 

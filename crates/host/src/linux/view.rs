@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockWriteGuard};
 
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags};
 
@@ -55,6 +55,8 @@ pub(super) struct LinuxView {
     poisoned: Mutex<BTreeSet<u64>>,
     /// What a private view is filled through.
     window: Option<Arc<Window>>,
+    /// What may be done to it when stores are trapped, if that is more than what may be done now.
+    to_come: Mutex<Option<Protection>>,
 }
 
 // SAFETY: the mapping belongs to the process, not to a thread; all methods are system calls or reads of memory that
@@ -98,6 +100,7 @@ impl LinuxView {
             borrowable: AtomicBool::new(!private),
             poisoned: Mutex::default(),
             window: None,
+            to_come: Mutex::default(),
         };
         // The registration is not inherited by fork, so a child must not see this range at all (F03): a hole would read as
         // zeros there, and then for everybody. Whoever cares for children lets private views along for the moment of a fork.
@@ -118,17 +121,31 @@ impl LinuxView {
         if faults.register(view.start(), shown.clone(), writable, guarded)? == Accessible::ByParts {
             return Ok(view);
         }
-        if request.protection != Protection::NONE {
-            // SAFETY: the whole of the mapping just made; nobody knows what becomes of it yet, so nobody is harmed.
-            unsafe {
-                rustix::mm::mprotect(view.start.as_ptr().cast(), mapped_bytes, flags_of(request.protection))
-            }
-            .during("mprotect(memfd)")?;
+        let mut protection = request.protection;
+        if !private && protection.write && matches!(request.place.0, At::Over(_)) {
+            // Who stores there does not wait until he is told.
+            *view.to_come() = Some(protection);
+            protection.write = false;
         }
+        view.protect(protection)?;
         if let (false, Some(userfaultfd)) = (private, faults.userfaultfd()) {
             siblings.add(shown, view.start(), userfaultfd.clone());
         }
         Ok(view)
+    }
+
+    /// Of the whole of a mapping that was just made with no access allowed.
+    fn protect(&self, protection: Protection) -> Result<()> {
+        if protection == Protection::NONE {
+            return Ok(());
+        }
+        // SAFETY: nobody knows yet what becomes of it, so nobody is harmed.
+        unsafe { rustix::mm::mprotect(self.start.as_ptr().cast(), self.mapped_bytes, flags_of(protection)) }
+            .during("mprotect(memfd)")
+    }
+
+    fn to_come(&self) -> MutexGuard<'_, Option<Protection>> {
+        self.to_come.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes it out of the limit of locked memory, after mlockall(MCL_FUTURE).
@@ -408,6 +425,10 @@ impl View for LinuxView {
             let (start, bytes) = self.locate(&part);
             self.faults.protect(start, bytes as u64, Stores::Trap)
         })
+    }
+
+    fn admit_stores(&self) -> Result<()> {
+        self.to_come().take().map_or(Ok(()), |protection| self.protect(protection))
     }
 
     fn let_stores(&self, range: Range<u64>) -> Result<()> {

@@ -1,6 +1,8 @@
 //! mmap(2): where a mapping is put.
 
-use omnimap::posix::{Errno, MapFlags, Prot, Source};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use omnimap::posix::{Errno, MapFlags, Prot, Source, SyncFlags};
 
 use crate::on;
 use crate::probe::{load, load_signal, store};
@@ -188,4 +190,37 @@ on!(p1_lengths_are_whole_pages_of_the_systems_size, [kernel, paged, anonymous, d
     assert_eq!(load_signal(start + 2 * page()), SIGSEGV);
     s.munmap(start, page() + 1).unwrap();
     assert_eq!(load_signal(start + page()), SIGSEGV);
+});
+
+on!(m07_stores_beside_a_replacement_by_the_same_reach_the_object, [kernel, paged], |s| {
+    const PAGES: usize = 16;
+    const ROUNDS: usize = 40;
+    let object = s.object(&vec![0; PAGES * page()]);
+    let start = s.map(PAGES * page(), SHARED, Some(&object));
+    let round = AtomicUsize::new(0);
+    let done = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for number in 1..=ROUNDS {
+                while round.load(Ordering::SeqCst) < number {
+                    std::hint::spin_loop();
+                }
+                for at in 0..PAGES {
+                    // What is not there for a moment is SIGSEGV; on the kernel's mapping nothing is.
+                    while store(start + at * page(), number as u8).is_err() {}
+                }
+                done.store(number, Ordering::SeqCst);
+            }
+        });
+        for number in 1..=ROUNDS {
+            round.store(number, Ordering::SeqCst);
+            while done.load(Ordering::SeqCst) < number {
+                let there = s.mmap(start, PAGES * page(), RW, SHARED | MapFlags::FIXED, Some(&object), 0);
+                assert_eq!(there, Ok(start));
+            }
+            s.msync(start, PAGES * page(), SyncFlags::SYNC).unwrap();
+            let stored = object.stored();
+            (0..PAGES).for_each(|at| assert_eq!(stored[at * page()], number as u8, "page {at}"));
+        }
+    });
 });
