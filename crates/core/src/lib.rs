@@ -35,6 +35,7 @@ mod object;
 mod page_table;
 mod placed;
 mod prefetch;
+mod runs;
 mod snapshot;
 mod stats;
 mod stores;

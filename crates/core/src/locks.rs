@@ -1,24 +1,21 @@
 //! Which pages are locked (mlock(2)), and how often: two mappings of a page lock it independently.
 
+use crate::runs::Runs;
 use crate::units::{PageIndex, PageRange};
 
 /// Counts of locks, of pages that are there or not.
 #[derive(Default)]
-pub(crate) struct Locks {
-    /// Neighbouring pages that are locked equally often, in order, none empty and none with a count of 0.
-    runs: Vec<(PageRange, u32)>,
-}
+pub(crate) struct Locks(Runs<u32>);
 
 impl Locks {
     /// Whether a page is locked.
     pub(crate) fn has(&self, page: PageIndex) -> bool {
-        let at = self.runs.partition_point(|(run, _)| run.end <= page);
-        self.runs.get(at).is_some_and(|(run, _)| run.contains(page))
+        self.0.get(page) > 0
     }
 
     /// Locks pages once more.
     pub(crate) fn add(&mut self, range: PageRange) {
-        self.change(range, |count| count + 1);
+        self.0.change(range, |count| count + 1);
     }
 
     /// Unlocks pages once.
@@ -26,7 +23,7 @@ impl Locks {
     /// # Panics
     /// In a debug build, if one of them is not locked.
     pub(crate) fn remove(&mut self, range: PageRange) {
-        self.change(range, |count| {
+        self.0.change(range, |count| {
             debug_assert!(count > 0, "a page is unlocked as often as it was locked");
             count.saturating_sub(1)
         });
@@ -36,45 +33,14 @@ impl Locks {
     pub(crate) fn parts(&self, range: PageRange) -> Vec<(PageRange, u32)> {
         let mut parts = Vec::new();
         let mut next = range.start.0;
-        for (run, count) in &self.runs {
-            let both = run.intersect(range);
-            if !both.is_empty() {
-                parts.push((PageRange::new(next, both.start.0), 0));
-                parts.push((both, *count));
-                next = both.end.0;
-            }
+        for (run, count) in self.0.inside(range) {
+            parts.push((PageRange::new(next, run.start.0), 0));
+            parts.push((run, count));
+            next = run.end.0;
         }
         parts.push((PageRange::new(next, range.end.0), 0));
         parts.retain(|(part, _)| !part.is_empty());
         parts
-    }
-
-    fn change(&mut self, range: PageRange, count: impl Fn(u32) -> u32) {
-        let mut runs = Vec::with_capacity(self.runs.len() + 2);
-        let mut put = |start: u64, end: u64, old: u32, change: &dyn Fn(u32) -> u32| {
-            if start < end {
-                runs.push((PageRange::new(start, end), change(old)));
-            }
-        };
-        let same = |old: u32| old;
-        // The next page of the range that has not been put.
-        let mut next = range.start.0;
-        for (run, old) in &self.runs {
-            put(run.start.0, run.end.0.min(range.start.0), *old, &same);
-            let both = run.intersect(range);
-            if !both.is_empty() {
-                put(next, both.start.0, 0, &count);
-                put(both.start.0, both.end.0, *old, &count);
-                next = both.end.0;
-            } else if run.start >= range.end {
-                put(next, range.end.0, 0, &count);
-                next = range.end.0;
-            }
-            put(run.start.0.max(range.end.0), run.end.0, *old, &same);
-        }
-        put(next, range.end.0, 0, &count);
-        runs.retain(|(_, count)| *count > 0);
-        self.runs = runs;
     }
 }
 
@@ -106,5 +72,18 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn pages_locked_one_by_one_are_one_part() {
+        let (mut locks, all) = (Locks::default(), PageRange::new(0, 1000));
+        all.iter().for_each(|page| locks.add(PageRange::single(page)));
+        assert_eq!(locks.parts(all), [(all, 1)]);
+        let middle = PageRange::new(400, 500);
+        locks.remove(middle);
+        assert_eq!(
+            locks.parts(all),
+            [(PageRange::new(0, 400), 1), (middle, 0), (PageRange::new(500, 1000), 1)]
+        );
     }
 }
