@@ -5,6 +5,7 @@
 //! streams are told apart in one mapping, so that threads and interleaved columns do not disturb each other. Readers that go
 //! backward, or in steps, are told by equal distances (`stride.rs`).
 
+use crate::runs::Runs;
 use crate::stride::Strides;
 use crate::units::{PageIndex, PageRange};
 
@@ -27,6 +28,8 @@ const STREAMS_MAX: usize = 32;
 const WAITED_PAGES_MAX: u64 = 32;
 /// A window is filled up in so many steps.
 const WINDOW_STEPS: u64 = 8;
+/// Parts of a mapping about which something is remembered. It is only a hint, and looked up at each fault.
+const PATTERNS_MAX: usize = 4096;
 /// From this window on, pages are fetched ahead.
 const AHEAD_PAGES_MIN: u64 = 16;
 
@@ -100,8 +103,8 @@ pub struct Streams {
     streams: Vec<Stream>,
     strides: Strides,
     clock: u64,
-    /// What was said about parts of the mapping; they do not overlap.
-    patterns: Vec<(PageRange, Pattern)>,
+    /// What was said about parts of the mapping.
+    patterns: Runs<Pattern>,
 }
 
 /// What bounds a plan.
@@ -118,7 +121,8 @@ pub struct Bounds {
 }
 
 impl Streams {
-    /// Says how some pages will be read; what was said about them before is forgotten.
+    /// Says how some pages will be read; what was said about them before is forgotten. So is, when it is of too many parts,
+    /// what was said about those farthest away.
     ///
     /// ```text
     /// before  [ random                    ]
@@ -126,24 +130,14 @@ impl Streams {
     /// after   [random][sequential ][random]
     /// ```
     pub fn expect(&mut self, range: PageRange, pattern: Pattern) {
-        let before = std::mem::take(&mut self.patterns);
-        for (old, said) in before {
-            let parts = [
-                PageRange::new(old.start.0, old.end.0.min(range.start.0)),
-                PageRange::new(old.start.0.max(range.end.0), old.end.0),
-            ];
-            self.patterns.extend(parts.into_iter().filter(|p| !p.is_empty()).map(|p| (p, said)));
-        }
-        if pattern != Pattern::Normal && !range.is_empty() {
-            self.patterns.push((range, pattern));
+        self.patterns.change(range, |_| pattern);
+        while self.patterns.len() > PATTERNS_MAX {
+            self.patterns.forget_farthest(range.start);
         }
     }
 
     fn pattern(&self, page: PageIndex) -> Pattern {
-        self.patterns
-            .iter()
-            .find(|(range, _)| range.contains(page))
-            .map_or(Pattern::Normal, |(_, said)| *said)
+        self.patterns.get(page)
     }
 
     /// A reader needs `page`, and it is not there (or is only on its way).
@@ -353,6 +347,31 @@ mod tests {
         assert_eq!([39, 60, 89, 95, 99].map(said), [Pattern::Random; 5]);
         assert_eq!([40, 59].map(said), [Pattern::Sequential; 2]);
         assert_eq!([90, 94, 100].map(said), [Pattern::Normal; 3]);
+    }
+
+    #[test]
+    fn advice_about_page_after_page_is_one() {
+        let (mut streams, all) = (Streams::default(), PageRange::new(0, 1000));
+        all.iter().for_each(|page| streams.expect(PageRange::single(page), Pattern::Random));
+        assert_eq!(streams.patterns.len(), 1);
+        assert!(all.iter().all(|page| streams.pattern(page) == Pattern::Random));
+    }
+
+    #[test]
+    fn of_too_much_advice_the_nearest_is_kept() {
+        let mut streams = Streams::default();
+        for page in (0..100_000).filter(|page| page % 2 == 0).map(PageIndex) {
+            streams.expect(PageRange::single(page), Pattern::Random);
+            assert!(streams.patterns.len() <= PATTERNS_MAX);
+            assert_eq!(streams.pattern(page), Pattern::Random);
+        }
+        assert_eq!(streams.patterns.len(), PATTERNS_MAX);
+        assert_eq!(streams.pattern(PageIndex(99_998 - 2 * 4095)), Pattern::Random);
+        streams.expect(PageRange::single(PageIndex(0)), Pattern::Sequential);
+        assert_eq!(
+            [0, 99_998].map(|page| streams.pattern(PageIndex(page))),
+            [Pattern::Sequential, Pattern::Normal]
+        );
     }
 
     #[test]

@@ -13,6 +13,18 @@ pub(crate) struct Runs<V> {
 }
 
 impl<V: Copy + Default + PartialEq> Runs<V> {
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.runs.len()
+    }
+
+    /// Gives the pages of the run that is farthest from a page the default.
+    pub(crate) fn forget_farthest(&mut self, page: PageIndex) {
+        let first = self.runs.keys().next().map_or(0, |start| start.0.abs_diff(page.0));
+        let last = self.runs.keys().next_back().map_or(0, |start| start.0.abs_diff(page.0));
+        let _ = if first > last { self.runs.pop_first() } else { self.runs.pop_last() };
+    }
+
     /// The value of a page.
     pub(crate) fn get(&self, page: PageIndex) -> V {
         let before = self.runs.range(..=page).next_back();
@@ -78,14 +90,14 @@ mod tests {
     fn neighbours_of_which_the_same_is_known_are_one_run() {
         let mut runs = Runs::default();
         (0..1000).map(PageIndex).for_each(|page| runs.change(PageRange::single(page), |_| 1));
-        assert_eq!(runs.runs.len(), 1);
+        assert_eq!(runs.len(), 1);
         runs.change(PageRange::new(400, 600), |_| 2);
-        assert_eq!(runs.runs.len(), 3);
+        assert_eq!(runs.len(), 3);
         runs.change(PageRange::new(400, 600), |_| 0);
         let all = runs.inside(PageRange::new(0, 2000)).collect::<Vec<_>>();
         assert_eq!(all, [(PageRange::new(0, 400), 1), (PageRange::new(600, 1000), 1)]);
         (400..600).rev().map(PageIndex).for_each(|page| runs.change(PageRange::single(page), |_| 1));
-        assert_eq!(runs.runs.len(), 1);
+        assert_eq!(runs.len(), 1);
     }
 
     proptest! {
