@@ -33,6 +33,8 @@ const QUIET_TIME: Duration = Duration::from_secs(3);
 /// Time between looks for what could be made large; twice as long after each that found nothing.
 const LOOK_TIME_MIN: Duration = Duration::from_secs(1);
 const LOOK_TIME_MAX: Duration = Duration::from_secs(64);
+/// Ranges that are looked for at a time, under the object's lock.
+const RANGES_SOUGHT: usize = 64;
 /// How long pages are made large in one go.
 const COLLAPSE_TIME_MAX: Duration = Duration::from_millis(100);
 /// Attempts in a row that the kernel refused, after which it is left alone for a while.
@@ -79,8 +81,8 @@ impl LargePages {
 
     /// Who made the pages is gone, and did not say which are large. One whose range is whole may be.
     pub(crate) fn suspect(&mut self, pages: &PageTable, each: u64) {
-        let whole = pages.clean_ranges(each).into_iter().map(|range| (range.start, Progress::Large));
-        self.ranges.extend(whole);
+        let whole = pages.clean_ranges(each, PageRange::new(0, u64::MAX), usize::MAX, |_| false);
+        self.ranges.extend(whole.into_iter().map(|range| (range.start, Progress::Large)));
     }
 }
 
@@ -181,29 +183,38 @@ impl MemoryObject {
         if !self.may_collapse(each) {
             return 0;
         }
-        let (mut ranges, next) = {
-            let pages = self.pages();
-            (pages.table.clean_ranges(each), pages.large.next)
-        };
-        let from_next = ranges.partition_point(|range| range.start < next);
-        ranges.rotate_left(from_next);
+        let next = self.pages().large.next;
         let mut made = 0;
-        for range in ranges {
-            if Instant::now() >= deadline {
-                self.pages().large.next = range.start;
-                break;
-            }
-            if !self.is_in_use(range) {
-                continue;
-            }
-            let Some(done) = self.collapse(range) else { continue };
-            made += u64::from(done);
-            if !self.cache.note_attempt(done) {
-                tracing::info!(object = %self.name, "large pages are refused, and not asked for for a while");
-                break;
+        for mut part in [PageRange::new(next.0, u64::MAX), PageRange::new(0, next.0)] {
+            loop {
+                let ranges = self.small_ranges(part, each);
+                let Some(last) = ranges.last() else { break };
+                part.start = last.end;
+                for range in ranges {
+                    if Instant::now() >= deadline {
+                        self.pages().large.next = range.start;
+                        return made;
+                    }
+                    if !self.is_in_use(range) {
+                        continue;
+                    }
+                    let Some(done) = self.collapse(range) else { continue };
+                    made += u64::from(done);
+                    if !self.cache.note_attempt(done) {
+                        tracing::info!(object = %self.name, "large pages are refused, and not asked for for a while");
+                        return made;
+                    }
+                }
             }
         }
         made
+    }
+
+    /// Some ranges that are wholly in memory and are no large pages, the first ones that begin within a range.
+    fn small_ranges(&self, within: PageRange, each: u64) -> Vec<PageRange> {
+        let pages = self.pages();
+        let is_large = |start: PageIndex| pages.large.ranges.contains_key(&start);
+        pages.table.clean_ranges(each, within, RANGES_SOUGHT, is_large)
     }
 
     /// Makes the pages of a range large, used or not, as far as they are in memory; gives how many are now.

@@ -1,6 +1,7 @@
 //! The states of an object's pages, stored only for pages that were touched.
 
 use std::collections::{BTreeSet, HashMap};
+use std::ops::Range;
 
 use crate::page_state::{PageState, Transition};
 use crate::units::{PageIndex, PageRange};
@@ -47,6 +48,8 @@ pub(crate) struct PageTable {
     leaves: HashMap<u64, Box<Leaf>>,
     resident: u64,
     dirty: u64,
+    /// Leaves of which something is known of each page: few look for these, but among many.
+    full_leaves: BTreeSet<u64>,
     /// Leaves with pages that are dirty or being written back.
     dirty_leaves: BTreeSet<u64>,
     unsynced_leaves: BTreeSet<u64>,
@@ -125,13 +128,34 @@ impl PageTable {
         range: PageRange,
         belongs: impl Fn(Slot) -> bool + Copy,
     ) -> impl Iterator<Item = PageIndex> {
-        let around = range.start.0 / LEAF_PAGES..range.end.0.div_ceil(LEAF_PAGES);
-        let leaves = leaves.range(around).filter_map(|key| Some((key * LEAF_PAGES, self.leaves.get(key)?)));
+        self.pages_of(leaves.range(leaves_around(range)).copied(), range, belongs)
+    }
+
+    /// The pages of some leaves and of a range that belong.
+    fn pages_of(
+        &self,
+        leaves: impl Iterator<Item = u64>,
+        range: PageRange,
+        belongs: impl Fn(Slot) -> bool + Copy,
+    ) -> impl Iterator<Item = PageIndex> {
+        let leaves = leaves.filter_map(|key| Some((key * LEAF_PAGES, self.leaves.get(&key)?)));
         leaves.flat_map(move |(first, leaf)| {
             let pages = PageRange::new(first, first + LEAF_PAGES).intersect(range);
             let slots = &leaf.slots[(pages.start.0 - first) as usize..];
             pages.iter().zip(slots).filter(move |(_, slot)| belongs(**slot)).map(|(page, _)| page)
         })
+    }
+
+    /// The leaves that there are of a range, in order. Found in the range or in the table, whichever has fewer: a range may
+    /// be terabytes with nothing in them.
+    fn leaves_in(&self, range: PageRange) -> Vec<u64> {
+        let around = leaves_around(range);
+        if around.end.saturating_sub(around.start) <= self.leaves.len() as u64 {
+            return around.filter(|leaf| self.leaves.contains_key(leaf)).collect();
+        }
+        let mut leaves: Vec<u64> = self.leaves.keys().copied().filter(|leaf| around.contains(leaf)).collect();
+        leaves.sort_unstable();
+        leaves
     }
 
     /// The run of dirty pages around a dirty page, inside `window`.
@@ -153,30 +177,48 @@ impl PageTable {
 
     /// The runs of pages in a range of which anything is known: in memory, on their way, failed.
     pub(crate) fn present_runs(&self, range: PageRange) -> Vec<PageRange> {
-        let leaves: BTreeSet<u64> = self.leaves.keys().copied().collect();
-        self.runs_in(&leaves, range, |slot| slot.state() != PageState::Absent)
+        let leaves = self.leaves_in(range).into_iter();
+        runs_of(self.pages_of(leaves, range, |slot| slot.state() != PageState::Absent))
     }
 
-    /// The aligned ranges of so many pages of which all are clean, in order.
-    pub(crate) fn clean_ranges(&self, pages: u64) -> Vec<PageRange> {
-        // By whole leaves first, for there are many; ranges are of many leaves, or of part of one.
-        let full = |leaf: &Leaf| u64::from(leaf.used) == LEAF_PAGES && leaf.dirty == 0;
-        let wanted = pages.div_ceil(LEAF_PAGES);
-        let mut leaves: HashMap<u64, u64> = HashMap::new();
-        for (key, leaf) in &self.leaves {
-            if pages < LEAF_PAGES || full(leaf) {
-                let ranges = key * LEAF_PAGES / pages..=((key + 1) * LEAF_PAGES - 1) / pages;
-                ranges.for_each(|range| *leaves.entry(range).or_default() += 1);
+    /// The aligned ranges of so many pages that begin within a range, of which all pages are clean, in order; without those
+    /// that are to be skipped, and no more than are wanted.
+    pub(crate) fn clean_ranges(
+        &self,
+        pages: u64,
+        within: PageRange,
+        wanted: usize,
+        skip: impl Fn(PageIndex) -> bool,
+    ) -> Vec<PageRange> {
+        // No system's large pages are that small.
+        let all = (pages < LEAF_PAGES).then(|| self.leaves_in(within).into_iter().collect());
+        let leaves: &BTreeSet<u64> = all.as_ref().unwrap_or(&self.full_leaves);
+        let mut ranges = Vec::new();
+        let mut next = within.start.0.next_multiple_of(pages);
+        while ranges.len() < wanted
+            && let Some(leaf) = leaves.range(next / LEAF_PAGES..).next()
+        {
+            // No range that begins before this leaf is whole.
+            let start = next.max((leaf * LEAF_PAGES).next_multiple_of(pages));
+            if start >= within.end.0 {
+                break;
             }
+            let range = PageRange::new(start, start + pages);
+            if !skip(range.start) && self.is_clean(range) {
+                ranges.push(range);
+            }
+            next = range.end.0;
         }
-        let candidates = leaves.into_iter().filter(|(_, count)| *count >= wanted).map(|(range, _)| range);
-        let is_clean = |range: &PageRange| range.iter().all(|page| self.state(page) == PageState::Clean);
-        let mut ranges: Vec<PageRange> = candidates
-            .map(|range| PageRange::new(range * pages, (range + 1) * pages))
-            .filter(is_clean)
-            .collect();
-        ranges.sort_unstable_by_key(|range| range.start);
         ranges
+    }
+
+    fn is_clean(&self, range: PageRange) -> bool {
+        leaves_around(range).all(|key| {
+            let part = PageRange::new(key * LEAF_PAGES, (key + 1) * LEAF_PAGES).intersect(range);
+            let slots = (part.start.0 - key * LEAF_PAGES) as usize..(part.end.0 - key * LEAF_PAGES) as usize;
+            let leaf = self.leaves.get(&key);
+            leaf.is_some_and(|leaf| leaf.slots[slots].iter().all(|slot| slot.state() == PageState::Clean))
+        })
     }
 
     /// Splits a range into runs of equal residency.
@@ -187,18 +229,8 @@ impl PageTable {
             Some((last, same)) if *same == resident && last.end == part.start => last.end = part.end,
             _ => runs.push((part, resident)),
         };
-        // By the leaves that there are, for the range may be terabytes with nothing in them.
-        let around = range.start.0 / LEAF_PAGES..range.end.0.div_ceil(LEAF_PAGES);
-        let leaves: Vec<u64> = if around.end - around.start <= self.leaves.len() as u64 {
-            around.filter(|leaf| self.leaves.contains_key(leaf)).collect()
-        } else {
-            let mut leaves: Vec<u64> =
-                self.leaves.keys().copied().filter(|leaf| around.contains(leaf)).collect();
-            leaves.sort_unstable();
-            leaves
-        };
         let mut page = range.start;
-        for leaf in leaves {
+        for leaf in self.leaves_in(range) {
             let leaf = PageRange::new(leaf * LEAF_PAGES, (leaf + 1) * LEAF_PAGES).intersect(range);
             if leaf.is_empty() {
                 continue;
@@ -245,16 +277,23 @@ impl PageTable {
         let after = *slot;
         let count = |number: u8, is: fn(Slot) -> bool| number - u8::from(is(before)) + u8::from(is(after));
         let total = |number: u64, is: fn(Slot) -> bool| number - u64::from(is(before)) + u64::from(is(after));
-        leaf.used = count(leaf.used, |slot| slot.0 != 0);
+        let used = count(leaf.used, |slot| slot.0 != 0);
+        let is_full = |used: u8| u8::from(u64::from(used) == LEAF_PAGES);
+        list(&mut self.full_leaves, key, is_full(std::mem::replace(&mut leaf.used, used)), is_full(used));
         let (dirty, unsynced) = (count(leaf.dirty, Slot::is_dirty), count(leaf.unsynced, Slot::is_unsynced));
         list(&mut self.dirty_leaves, key, std::mem::replace(&mut leaf.dirty, dirty), dirty);
         list(&mut self.unsynced_leaves, key, std::mem::replace(&mut leaf.unsynced, unsynced), unsynced);
         self.resident = total(self.resident, |slot| slot.state().is_resident());
         self.dirty = total(self.dirty, Slot::is_dirty);
-        if leaf.used == 0 {
+        if used == 0 {
             self.leaves.remove(&key);
         }
     }
+}
+
+/// The numbers of the leaves that a range has part in.
+fn leaves_around(range: PageRange) -> Range<u64> {
+    range.start.0 / LEAF_PAGES..range.end.0.div_ceil(LEAF_PAGES)
 }
 
 /// Pages in order, as runs.
@@ -295,6 +334,7 @@ fn list(leaves: &mut BTreeSet<u64>, key: u64, pages_before: u8, pages: u8) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn fill(table: &mut PageTable, page: u64) {
         table.apply(PageIndex(page), Transition::BeginFill);
@@ -313,13 +353,31 @@ mod tests {
         fill(100..1030);
         fill(1500..2048);
         let all = |table: &PageTable, pages| {
-            table.clean_ranges(pages).iter().map(|range| (range.start.0, range.end.0)).collect::<Vec<_>>()
+            table
+                .clean_ranges(pages, PageRange::new(0, u64::MAX), usize::MAX, |_| false)
+                .iter()
+                .map(|range| (range.start.0, range.end.0))
+                .collect::<Vec<_>>()
         };
         assert_eq!(all(&table, 512), [(512, 1024), (1536, 2048)]);
         assert_eq!(all(&table, 1024), [], "none is whole");
         assert_eq!(all(&table, 4).len(), (1028 - 100) / 4 + (2048 - 1500) / 4);
         table.apply(PageIndex(700), Transition::BeginEviction);
         assert_eq!(all(&table, 512), [(1536, 2048)]);
+    }
+
+    #[test]
+    fn a_look_for_clean_ranges_ends_with_as_many_as_are_wanted() {
+        let mut table = PageTable::default();
+        (0..64 * 512).for_each(|page| fill(&mut table, page));
+        let looked_at = std::cell::Cell::new(0);
+        let look = |start: PageIndex| {
+            looked_at.set(looked_at.get() + 1);
+            start.0 == 33 * 512
+        };
+        let got = table.clean_ranges(512, PageRange::new(32 * 512, u64::MAX), 3, look);
+        assert_eq!(got, [32, 34, 35].map(|number| PageRange::new(number * 512, (number + 1) * 512)));
+        assert_eq!(looked_at.get(), 4);
     }
 
     #[test]
@@ -385,5 +443,41 @@ mod tests {
         let runs = table.resident_runs(PageRange::new(0, 1 << 20));
         let expected = [(0, 5, false), (5, 6, true), (6, 64, false), (64, 65, true), (65, 1 << 20, false)];
         assert_eq!(runs, expected.map(|(a, b, r)| (PageRange::new(a, b), r)));
+    }
+
+    proptest! {
+        #[test]
+        fn present_and_clean_pages_are_those_that_a_look_at_each_finds(
+            fills in prop::collection::vec((0u64..40, 1u64..12), 0..20),
+            evicted in prop::collection::vec(0u64..3200, 0..6),
+            (start, count) in (0u64..3300, 0u64..3300),
+            (pages, wanted, skipped) in (0usize..4, 0usize..8, 0u64..4),
+        ) {
+            let mut table = PageTable::default();
+            for page in fills.iter().flat_map(|(leaf, leaves)| leaf * 64 + leaf % 3..(leaf + leaves) * 64) {
+                if table.state(PageIndex(page)) == PageState::Absent {
+                    fill(&mut table, page);
+                }
+            }
+            for page in evicted.into_iter().map(PageIndex).filter(|page| page.0 % 2 == 0) {
+                if table.state(page) == PageState::Clean {
+                    table.apply(page, Transition::BeginEviction);
+                    table.apply(page, Transition::Evicted);
+                }
+            }
+            let within = PageRange::new(start, start + count);
+            let present = within.iter().filter(|page| table.state(*page) != PageState::Absent);
+            prop_assert_eq!(table.present_runs(within), runs_of(present));
+
+            let pages = [4, 64, 128, 512][pages];
+            let skip = |start: PageIndex| start.0 / pages % 4 < skipped;
+            let whole = (0..6600 / pages).map(|number| PageRange::new(number * pages, (number + 1) * pages));
+            let clean: Vec<PageRange> = whole
+                .filter(|range| within.contains(range.start) && !skip(range.start))
+                .filter(|range| range.iter().all(|page| table.state(page) == PageState::Clean))
+                .take(wanted)
+                .collect();
+            prop_assert_eq!(table.clean_ranges(pages, within, wanted, skip), clean);
+        }
     }
 }
