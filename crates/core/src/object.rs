@@ -26,6 +26,9 @@ use crate::transit::{Cause, Outcome, Transit, Waiter};
 use crate::units::{PageIndex, PageRange};
 use crate::write_back::{Turns, Writes};
 
+/// Pages that are pinned, or given back, under one lock: faults wait for it.
+const PINNED_TOGETHER_MAX: u64 = 256;
+
 /// What is mapped: page-indexed bytes from a store, of which a part is in memory.
 pub struct MemoryObject {
     pub(crate) id: ObjectId,
@@ -337,10 +340,13 @@ impl MemoryObject {
         joined
     }
 
-    /// Pins the pages from `start` on that are in memory, at most up to `end`.
+    /// Pins the pages from `start` on that are in memory, at most up to `end`, and not more than may be under one lock.
     pub(crate) fn pin_resident(&self, start: PageIndex, end: PageIndex) -> PageRange {
+        let Some(first) = (PageRange { start, end }).parts(PINNED_TOGETHER_MAX).next() else {
+            return PageRange { start, end: start };
+        };
         let mut pages = self.pages();
-        let prefix = pages.table.readable_prefix(start, end);
+        let prefix = pages.table.readable_prefix(first.start, first.end);
         for page in prefix.iter() {
             pages.pin(page);
         }
@@ -349,9 +355,9 @@ impl MemoryObject {
 
     pub(crate) fn unpin(&self, range: PageRange) {
         let mut any_last = false;
-        {
+        for part in range.parts(PINNED_TOGETHER_MAX) {
             let mut pages = self.pages();
-            for page in range.iter() {
+            for page in part.iter() {
                 any_last |= pages.unpin(page);
             }
         }

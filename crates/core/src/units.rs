@@ -58,6 +58,12 @@ impl PageRange {
         (self.start.0..self.end.0).map(PageIndex)
     }
 
+    /// The same pages, in parts of at most `count`.
+    pub(crate) fn parts(self, count: u64) -> impl Iterator<Item = PageRange> {
+        let starts = (self.start.0..self.end.0).step_by(count as usize);
+        starts.map(move |start| PageRange::new(start, self.end.0.min(start.saturating_add(count))))
+    }
+
     /// The part of at most `count` pages that holds `page` and begins as late as it must.
     ///
     /// ```text
@@ -127,6 +133,19 @@ mod tests {
                 assert_eq!(part.intersect(range), part);
             }
         }
+    }
+
+    #[test]
+    fn parts_are_of_each_page_once_and_are_bounded() {
+        for (start, end) in (0..20).flat_map(|start| (start..20).map(move |end| (start, end))) {
+            let parts: Vec<PageRange> = PageRange::new(start, end).parts(6).collect();
+            assert!(parts.iter().all(|part| (1..=6).contains(&part.count())), "{parts:?}");
+            assert_eq!(parts.len() as u64, (end - start).div_ceil(6));
+            let pages: Vec<u64> = parts.iter().flat_map(|part| part.iter()).map(|page| page.0).collect();
+            assert_eq!(pages, (start..end).collect::<Vec<_>>());
+        }
+        let last = PageRange::new(u64::MAX - 3, u64::MAX).parts(6).next();
+        assert_eq!(last, Some(PageRange::new(u64::MAX - 3, u64::MAX)));
     }
 
     #[test]

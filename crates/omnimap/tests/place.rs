@@ -191,6 +191,27 @@ fn m14_populate_brings_all_that_the_budget_allows() {
     });
 }
 
+/// More of them than are brought under one lock.
+#[test]
+fn many_pages_that_are_there_stay_while_they_are_locked_and_go_afterwards() {
+    if skip_without_mappings() || skip_in_other_modes() {
+        return;
+    }
+    within(LIMIT, || {
+        let mapping = MapOptions::new().budget(8 * MIB).map(pattern_store(8 * MIB)).unwrap();
+        let many = 4 * MIB - 3 * page();
+        let left_after_advice = || {
+            mapping.advise(0..8 * MIB, Advice::DontNeed).unwrap();
+            mapping.kernel_resident_bytes().unwrap()
+        };
+        assert!(is_pattern(&mapping));
+        mapping.lock(0..many).unwrap();
+        assert_eq!(left_after_advice(), many);
+        mapping.unlock(0..many).unwrap();
+        assert_eq!(left_after_advice(), 0);
+    });
+}
+
 #[test]
 fn l01_locked_pages_stay_and_one_unlock_undoes_all() {
     if skip_without_mappings() || skip_in_other_modes() {

@@ -44,6 +44,27 @@ fn pinned_bytes_stay_whatever_else_is_read() {
     });
 }
 
+/// More of them than are pinned, or given back, at a time.
+#[test]
+fn many_pages_that_are_there_stay_while_they_are_pinned_and_go_afterwards() {
+    if omnimap_testkit::skip_without_mappings() {
+        return;
+    }
+    within(LIMIT, || {
+        let (_, mapping) = counted(8 * MIB);
+        let many = 4 * MIB - 3 * mapping.page_bytes();
+        let left_after_advice = || {
+            mapping.advise(0..8 * MIB, Advice::DontNeed).unwrap();
+            mapping.kernel_resident_bytes().unwrap()
+        };
+        assert!(is_pattern(&mapping, 0));
+        let pinned = mapping.pin(0..many).unwrap();
+        assert_eq!(left_after_advice(), many);
+        drop(pinned);
+        assert_eq!(left_after_advice(), 0);
+    });
+}
+
 #[test]
 fn more_than_half_of_the_budget_cannot_be_pinned() {
     if omnimap_testkit::skip_without_mappings() {
