@@ -46,10 +46,17 @@ enum Chosen {
     ByCaller,
 }
 
+/// What of the budget could be had.
+pub(crate) struct Room {
+    pub(crate) pages: u64,
+    /// There would have been more, but that too much is on its way.
+    pub(crate) more_soon: bool,
+}
+
 impl Inner {
     /// Takes `wanted` pages of the budget, evicting for them; fewer, but at least `least`, if there is no more to be had
-    /// without waiting. Waits for `least` until the time limit of a fill; then the answer is 0.
-    pub(crate) fn make_room(self: &Arc<Self>, wanted: u64, least: u64) -> u64 {
+    /// without waiting. Waits for `least` until the time limit of a fill; then there are 0.
+    pub(crate) fn make_room(self: &Arc<Self>, wanted: u64, least: u64) -> Room {
         let deadline = Instant::now() + self.options.fill_time_max;
         let mut taken = 0;
         loop {
@@ -58,19 +65,20 @@ impl Inner {
             if more.replenish {
                 self.submit_replenishing();
             }
+            let room = Room { pages: taken, more_soon: taken < wanted && more.not_free == 0 };
             if taken == wanted {
-                return taken;
+                return room;
             }
             if more.not_free > 0 && self.evict(more.not_free) > 0 {
                 continue;
             }
             if taken >= least {
-                return taken;
+                return room;
             }
             // Not all at once: what failed to be written is tried again now and then.
             let soon = deadline.min(Instant::now() + RETRY_TIME);
             if !self.budget.wait(more.since, soon) && Instant::now() >= deadline {
-                return taken;
+                return room;
             }
         }
     }

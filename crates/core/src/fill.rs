@@ -8,6 +8,7 @@ use std::sync::Arc;
 use omnimap_host::{HostError, Stores, die};
 use omnimap_store::{AlignedBytes, ReadAt, StoreError, catch};
 
+use crate::evict::Room;
 use crate::object::MemoryObject;
 use crate::page_state::Transition;
 use crate::stats::{Counter, Resolution};
@@ -35,6 +36,16 @@ pub(crate) enum For {
     Waiter(PageIndex),
     /// Nobody yet: it may as well be left.
     Later,
+}
+
+/// What became of pages that nobody waits for.
+pub(crate) enum Became {
+    Arrived,
+    Failed(Cause),
+    /// There was no room for them, but perhaps will be when what is on its way has arrived.
+    LeftOut {
+        more_soon: bool,
+    },
 }
 
 /// Bytes on their way from the store.
@@ -73,8 +84,8 @@ impl Fill {
         let span = tracing::trace_span!("fill", object = %self.object.name, page = self.range.start.0,
             pages = self.range.count(), whom = ?whom);
         let _entered = span.enter();
-        if self.reserved == 0 {
-            self.make_room(whom)?;
+        if self.reserved == 0 && self.make_room(whom).pages == 0 {
+            return Err(self.fail(whom, Cause::NoRoom));
         }
         loop {
             match self.transfer().and_then(|bytes| self.arrive(whom, &bytes)) {
@@ -92,7 +103,7 @@ impl Fill {
     /// caller may be the one that others wait for.
     pub(crate) fn has_room_now(&mut self, focus: PageIndex, by_leader: bool) -> bool {
         let cache = self.object.cache.clone();
-        self.reserved = cache.make_room(self.range.count(), 0);
+        self.reserved = cache.make_room(self.range.count(), 0).pages;
         if self.reserved > 0 && self.reserved < self.range.count() {
             self.shrink(self.range.part_around(focus, self.reserved));
         }
@@ -100,27 +111,19 @@ impl Fill {
         self.reserved > 0
     }
 
-    /// Reserves budget for all pages, or for as many as there is room for.
-    fn make_room(&mut self, whom: For) -> Result<(), Cause> {
+    /// Reserves budget for all pages, or for as many as there is room for; with none, the fill is to be ended.
+    fn make_room(&mut self, whom: For) -> Room {
         let cache = self.object.cache.clone();
         let (focus, least) = match whom {
             For::Waiter(page) => (page, 1),
             For::Later => (self.range.start, 0),
         };
-        self.reserved = cache.make_room(self.range.count(), least);
-        if self.reserved == 0 {
-            return Err(match whom {
-                For::Waiter(_) => self.fail(whom, Cause::NoRoom),
-                For::Later => {
-                    self.abandon();
-                    Cause::NoRoom
-                }
-            });
-        }
-        if self.reserved < self.range.count() {
+        let room = cache.make_room(self.range.count(), least);
+        self.reserved = room.pages;
+        if (1..self.range.count()).contains(&self.reserved) {
             self.shrink(self.range.part_around(focus, self.reserved));
         }
-        Ok(())
+        room
     }
 
     /// From the store to memory; nobody sees the pages yet but through views. The page that a store waits for is left
@@ -174,18 +177,23 @@ impl Fill {
     }
 
     /// Does several fills of one object that nobody waits for yet, and reads their bytes together; `ended` is told the pages of
-    /// each and what became of it.
-    pub(crate) fn run_together(
-        fills: Vec<Fill>,
-        mut ended: impl FnMut(PageRange, Result<Resolution, Cause>),
-    ) {
+    /// each and what became of it, and apart from those the ones that there was no room for.
+    pub(crate) fn run_together(fills: Vec<Fill>, mut ended: impl FnMut(PageRange, Became)) {
         let mut begun = Vec::with_capacity(fills.len());
         for mut fill in fills {
-            let range = fill.range;
-            match fill.make_room(For::Later).and_then(|()| fill.reading()) {
+            let wanted = fill.range;
+            let room = fill.make_room(For::Later);
+            let cut = PageRange::new(wanted.start.0 + room.pages, wanted.end.0);
+            if !cut.is_empty() {
+                ended(cut, Became::LeftOut { more_soon: room.more_soon });
+            }
+            // Dropped, it gives its pages back.
+            if room.pages == 0 {
+                continue;
+            }
+            match fill.reading() {
                 Ok(reading) => begun.push((fill, reading)),
-                // Dropped, it gives its pages back.
-                Err(cause) => ended(range, Err(cause)),
+                Err(cause) => ended(fill.range, Became::Failed(cause)),
             }
         }
         let Some((first, _)) = begun.first() else { return };
@@ -201,7 +209,13 @@ impl Fill {
             let range = fill.range;
             let put = fill.put(reading, outcome.unwrap_or(Ok(0)));
             let arrived = put.and_then(|bytes| fill.arrive(For::Later, &bytes));
-            ended(range, arrived.map_err(|cause| fill.fail(For::Later, cause)));
+            ended(
+                range,
+                match arrived {
+                    Ok(_) => Became::Arrived,
+                    Err(cause) => Became::Failed(fill.fail(For::Later, cause)),
+                },
+            );
         }
     }
 

@@ -179,7 +179,7 @@ impl Inner {
         // while another waits.
         let in_flight = self.transfer(object).in_flight_max.get();
         let threads = in_flight.div_ceil(self.reads_together(object)).max(2).min(self.fillers.threads_max);
-        for _ in 0..threads.min(pieces.left()) {
+        for _ in 0..pieces.begin(threads) {
             self.submit(Job::Prefetch(pieces.clone()));
         }
     }

@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use crate::cache::PageCache;
 use crate::error::{Error, Result};
-use crate::fill::Fill;
+use crate::fill::{Became, Fill};
 use crate::object::MemoryObject;
-use crate::sync::{Condvar, Mutex, lock, wait_while};
+use crate::sync::{Condvar, Mutex, MutexGuard, lock, wait_while};
 use crate::transit::Cause;
 use crate::units::{PageIndex, PageRange};
 
@@ -42,18 +42,47 @@ pub(crate) struct Pieces {
 struct State {
     left: VecDeque<PageRange>,
     under_way: usize,
+    /// That fetch pieces, or are queued to. As long as there is one, what is left is fetched.
+    jobs: usize,
     bytes: u64,
     bytes_left_out: u64,
     error: Option<Error>,
     waker: Option<Waker>,
 }
 
-/// A page that did not come, and why.
-type Failed = (PageIndex, Cause);
+/// What did not come of some pieces.
+#[derive(Default)]
+struct Missing {
+    /// The first page of each part that failed, and why.
+    failed: Vec<(PageIndex, Cause)>,
+    /// There was no room for these, for too much was on its way.
+    cut: Vec<PageRange>,
+    /// There is no room for these.
+    left_out: Vec<PageRange>,
+    /// For others there was.
+    any_room: bool,
+}
 
 impl State {
     fn is_done(&self) -> bool {
         self.left.is_empty() && self.under_way == 0
+    }
+
+    /// Some pieces are over, but for what is cut of them because too much was on its way. That is tried again: by this job, if
+    /// it brought anything, for that has arrived by now; else by another; without another it is left out, which nobody hangs
+    /// for. Tells what is left out, and whether the job goes on.
+    fn settle(&mut self, pieces: usize, cut: Vec<PageRange>, any_room: bool) -> (Vec<PageRange>, bool) {
+        let in_vain = !cut.is_empty() && !any_room;
+        let mut left_out = Vec::new();
+        if in_vain && self.jobs == 1 {
+            left_out = cut;
+        } else {
+            cut.into_iter().rev().for_each(|part| self.left.push_front(part));
+        }
+        self.under_way -= pieces;
+        let goes_on = !(self.left.is_empty() || in_vain && self.jobs > 1);
+        self.jobs -= usize::from(!goes_on);
+        (left_out, goes_on)
     }
 
     fn outcome(&self) -> Result<Prefetched> {
@@ -90,7 +119,7 @@ impl Prefetch {
             }
         }
         let bytes_left_out = left_out * inner.page.bytes();
-        let state = State { left, under_way: 0, bytes: 0, bytes_left_out, error: None, waker: None };
+        let state = State { left, under_way: 0, jobs: 0, bytes: 0, bytes_left_out, error: None, waker: None };
         let pieces =
             Arc::new(Pieces { object: object.clone(), state: Mutex::new(state), done: Condvar::new() });
         inner.fill_pieces(&pieces, object);
@@ -150,8 +179,11 @@ fn merged(ranges: &[PageRange]) -> Vec<PageRange> {
 }
 
 impl Pieces {
-    pub(crate) fn left(&self) -> usize {
-        lock(&self.state).left.len()
+    /// Gives how many jobs are to be begun, at most so many.
+    pub(crate) fn begin(&self, jobs_max: usize) -> usize {
+        let mut state = lock(&self.state);
+        state.jobs = jobs_max.min(state.left.len());
+        state.jobs
     }
 
     fn check_process(&self) -> Result<()> {
@@ -161,36 +193,40 @@ impl Pieces {
         Err(Error::Forked { object: self.object.name.clone() })
     }
 
-    /// Fetches one piece that nobody fetches yet, or several that the store reads together; whether there are more.
+    /// Fetches one piece that nobody fetches yet, or several that the store reads together; whether to go on.
     pub(crate) fn fetch_some(self: &Arc<Self>) -> bool {
         let pieces = self.take_pieces();
         if pieces.is_empty() {
             return false;
         }
-        let mut failed: Vec<Failed> = Vec::new();
-        self.fetch(&pieces, &mut failed);
+        let mut missing = Missing::default();
+        self.fetch(&pieces, &mut missing);
         // What others are fetching already is part of what was asked for: they tell when they are done.
         for piece in &pieces {
             // First counted, so that the first to be done is not the last.
             lock(&self.state).under_way += 1;
             let joined = self.object.join_transits(*piece, self);
+            let parts = missing.cut.iter().chain(&missing.left_out).map(|part| part.intersect(*piece));
+            let missing_bytes: u64 = parts.filter(|part| !part.is_empty()).map(|part| self.bytes(part)).sum();
             let mut state = lock(&self.state);
             state.under_way = state.under_way + joined - 1;
-            match failed.iter().find(|(page, _)| piece.contains(*page)) {
-                None => state.bytes += self.bytes(*piece),
-                Some((_, Cause::NoRoom)) => state.bytes_left_out += self.bytes(*piece),
+            match missing.failed.iter().find(|(page, _)| piece.contains(*page)) {
+                None => state.bytes += self.bytes(*piece).saturating_sub(missing_bytes),
                 Some((page, cause)) => {
                     let offset = page.0 * self.object.cache.page.bytes();
                     state.error.get_or_insert_with(|| self.object.error_at(offset, cause.clone()));
                 }
             }
         }
-        let more = !lock(&self.state).left.is_empty();
-        pieces.iter().for_each(|_| self.one_done());
-        more
+        let mut state = lock(&self.state);
+        let (left_out, goes_on) = state.settle(pieces.len(), missing.cut, missing.any_room);
+        let left_out = left_out.into_iter().chain(missing.left_out);
+        state.bytes_left_out += left_out.map(|part| self.bytes(part)).sum::<u64>();
+        self.tell_if_done(state);
+        goes_on
     }
 
-    /// As many as the store reads together, and are not too long to be in memory twice.
+    /// As many as the store reads together, and are not too long to be in memory twice. With none, the job is over.
     fn take_pieces(&self) -> Vec<PageRange> {
         let inner = &self.object.cache;
         let (most, mut room) = (inner.reads_together(&self.object), inner.piece_pages(&self.object));
@@ -205,6 +241,7 @@ impl Pieces {
             taken.push(piece);
         }
         state.under_way += taken.len();
+        state.jobs -= usize::from(taken.is_empty());
         taken
     }
 
@@ -212,6 +249,10 @@ impl Pieces {
     pub(crate) fn one_done(&self) {
         let mut state = lock(&self.state);
         state.under_way -= 1;
+        self.tell_if_done(state);
+    }
+
+    fn tell_if_done(&self, mut state: MutexGuard<'_, State>) {
         if state.is_done() {
             let waker = state.waker.take();
             drop(state);
@@ -222,22 +263,26 @@ impl Pieces {
     }
 
     /// Fetches what nobody has or fetches of some pieces; notes the first failure in each, and goes on behind it.
-    fn fetch(&self, pieces: &[PageRange], failed: &mut Vec<Failed>) {
+    fn fetch(&self, pieces: &[PageRange], missing: &mut Missing) {
         let fills = self.object.claim_all_absent(pieces);
         let mut again = Vec::new();
-        Fill::run_together(fills, |range, outcome| {
-            let Err(cause) = outcome else { return };
+        Fill::run_together(fills, |range, became| {
+            missing.any_room |= !matches!(became, Became::LeftOut { .. });
             let chunk = self.object.cache.chunk_pages(&self.object, range.start);
-            if matches!(cause, Cause::NoRoom) || chunk.end >= range.end {
-                failed.push((range.start, cause));
-            } else {
+            match became {
+                Became::Arrived => {}
+                Became::LeftOut { more_soon: true } => missing.cut.push(range),
+                Became::LeftOut { more_soon: false } => missing.left_out.push(range),
+                Became::Failed(cause) if chunk.end >= range.end => missing.failed.push((range.start, cause)),
                 // One of its chunks is bad: the others are wanted all the same.
-                again.push(chunk.intersect(range));
-                again.push(PageRange { start: chunk.end, end: range.end });
+                Became::Failed(_) => {
+                    again.push(chunk.intersect(range));
+                    again.push(PageRange { start: chunk.end, end: range.end });
+                }
             }
         });
         if !again.is_empty() {
-            self.fetch(&again, failed);
+            self.fetch(&again, missing);
         }
     }
 
@@ -245,5 +290,34 @@ impl Pieces {
         let bytes = self.object.cache.page.bytes_of(piece);
         // The object may have become shorter meanwhile.
         bytes.end.min(self.object.len()).saturating_sub(bytes.start)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(left: &[PageRange], jobs: usize) -> State {
+        let left = left.iter().copied().collect();
+        State { left, under_way: 0, jobs, bytes: 0, bytes_left_out: 0, error: None, waker: None }
+    }
+
+    #[test]
+    fn what_is_cut_is_tried_again_as_long_as_anything_comes() {
+        let (first, second) = (PageRange::new(0, 8), PageRange::new(8, 16));
+        let mut state = state(&[], 2);
+        state.under_way = 2;
+        let (left_out, goes_on) = state.settle(1, vec![first, second], false);
+        assert_eq!((left_out, goes_on), (vec![], false), "it is for the other job");
+        let taken = state.left.pop_front();
+        assert_eq!((taken, state.jobs, state.is_done()), (Some(first), 1, false));
+        let rest = PageRange::new(4, 8);
+        assert_eq!(state.settle(1, vec![rest], true), (vec![], true), "something came");
+        assert_eq!(state.left, [rest, second]);
+        (state.under_way, state.left) = (1, [second].into());
+        assert_eq!(state.settle(1, vec![rest], false), (vec![rest], true), "nobody else would");
+        (state.under_way, state.left) = (1, [].into());
+        assert_eq!(state.settle(1, vec![second], false), (vec![second], false));
+        assert!(state.is_done() && state.jobs == 0);
     }
 }

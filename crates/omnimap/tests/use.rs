@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
-use omnimap::store::{Counting, Faulty, Misbehaviour};
-use omnimap::{Advice, BackingStore, Error, MapOptions, Mapping};
+use omnimap::store::{Counting, Faulty, MemoryStore, Misbehaviour, Throttle, Throttled};
+use omnimap::{Advice, BackingStore, Cache, Error, MapOptions, Mapping};
 use omnimap_testkit::{pattern, pattern_store, within};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -62,6 +62,82 @@ fn many_pages_that_are_there_stay_while_they_are_pinned_and_go_afterwards() {
         assert_eq!(left_after_advice(), many);
         drop(pinned);
         assert_eq!(left_after_advice(), 0);
+    });
+}
+
+/// A store that is best asked for much at a time, and answers 16 requests at a time.
+fn wide(inner: impl BackingStore + 'static, latency: Duration) -> Throttled {
+    let bytes_per_second_max = (16.0 * MIB as f64 / latency.as_secs_f64()) as u64;
+    Throttled::new(Arc::new(inner), Throttle { latency, bytes_per_second_max, in_flight_max: 16 })
+}
+
+#[test]
+fn a_prefetch_brings_what_the_budget_can_hold_although_not_all_may_be_on_its_way_at_once() {
+    if omnimap_testkit::skip_without_mappings() {
+        return;
+    }
+    within(LIMIT, || {
+        let store = wide(pattern_store(8 * MIB), Duration::from_millis(50));
+        let mapping = MapOptions::new().budget(5 * MIB).map(store).unwrap();
+        let wanted = 7 * MIB / 2;
+        let came = mapping.prefetch(0..wanted).unwrap().wait().unwrap();
+        assert_eq!((came.bytes, came.bytes_left_out), (wanted, 0));
+        assert_eq!(mapping.residency(0..wanted).unwrap().resident_bytes(), wanted);
+    });
+}
+
+#[test]
+fn a_prefetch_beside_others_that_hang_brings_what_it_can_and_ends() {
+    if omnimap_testkit::skip_without_mappings() {
+        return;
+    }
+    within(LIMIT, || {
+        let page = omnimap::machine::page_bytes();
+        let cache = Cache::new(256 * page).unwrap();
+        let hanging = Arc::new(Faulty::new(Arc::new(wide(pattern_store(8 * MIB), Duration::from_millis(1)))));
+        hanging.on_read(0..u64::MAX, Misbehaviour::Hold, u64::MAX);
+        let other = MapOptions::new().cache(&cache).map_shared(hanging.clone()).unwrap();
+        let mapping = MapOptions::new()
+            .cache(&cache)
+            .map(wide(pattern_store(8 * MIB), Duration::from_millis(1)))
+            .unwrap();
+        // Half of the budget may be on its way: three quarters of that are, and then all.
+        let first = other.prefetch(0..96 * page).unwrap();
+        assert!(hanging.wait_until_held(2, LIMIT));
+        let came = mapping.prefetch(0..64 * page).unwrap().wait().unwrap();
+        assert_eq!((came.bytes, came.bytes_left_out), (64 * page, 0));
+        assert_eq!(mapping.residency(0..64 * page).unwrap().resident_bytes(), 64 * page);
+        let second = other.prefetch(128 * page..160 * page).unwrap();
+        assert!(hanging.wait_until_held(3, LIMIT));
+        let came = mapping.prefetch(64 * page..128 * page).unwrap().wait().unwrap();
+        assert_eq!((came.bytes, came.bytes_left_out), (0, 64 * page));
+        hanging.heal();
+        (0..3).for_each(|_| hanging.release());
+        assert_eq!(first.wait().unwrap().bytes + second.wait().unwrap().bytes, 128 * page);
+    });
+}
+
+#[test]
+fn a_prefetch_counts_what_came_and_what_there_was_no_room_for() {
+    if omnimap_testkit::skip_without_mappings() {
+        return;
+    }
+    within(LIMIT, || {
+        let page = omnimap::machine::page_bytes();
+        let cache = Cache::new(256 * page).unwrap();
+        let full =
+            Arc::new(Faulty::new(Arc::new(MemoryStore::writable("full", vec![0; 236 * page as usize]))));
+        full.on_write(0..u64::MAX, Misbehaviour::Fail, u64::MAX);
+        let dirty = MapOptions::new().cache(&cache).map_shared_mut(full.clone()).unwrap();
+        dirty.write_at(0, &vec![1; 236 * page as usize]).unwrap();
+        let mapping = MapOptions::new()
+            .cache(&cache)
+            .map(wide(pattern_store(8 * MIB), Duration::from_millis(1)))
+            .unwrap();
+        let came = mapping.prefetch(0..60 * page).unwrap().wait().unwrap();
+        assert_eq!((came.bytes, came.bytes_left_out), (20 * page, 40 * page));
+        assert_eq!(mapping.residency(0..60 * page).unwrap().resident_bytes(), 20 * page);
+        full.heal();
     });
 }
 

@@ -198,6 +198,21 @@ fn eviction_by_hand_races_with_readers_and_prefetch() {
 }
 
 #[test]
+fn prefetches_that_want_more_than_may_be_on_its_way_end_and_count_each_page_once() {
+    explore(|| {
+        let prefetch = |page: u64| -> Work {
+            Box::new(move |scene: &Scene| {
+                let prefetch = scene.view.prefetch(&[page * PAGE..(page + 6) * PAGE]).unwrap();
+                let came = prefetch.wait().unwrap();
+                assert_eq!(came.bytes + came.bytes_left_out, 6 * PAGE, "{came:?}");
+            })
+        };
+        let reader: Work = Box::new(|scene| (10..16).for_each(|page| scene.expect_page(page)));
+        together(Scene::new(1), vec![prefetch(0), prefetch(4), reader]);
+    });
+}
+
+#[test]
 fn pins_hold_their_pages_and_leave_room_for_others() {
     explore(|| {
         let pinner = |page: u64| -> Work {
