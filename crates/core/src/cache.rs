@@ -94,7 +94,7 @@ pub(crate) struct Inner {
     pub(crate) fillers: Fillers,
     pub(crate) writers: Fillers,
     pub(crate) pace: Pace,
-    /// Pages that are dirty or being written back.
+    /// Pages that are dirty or being written back, but for those that only a sync writes because it is all or nothing.
     pub(crate) dirty: AtomicU64,
     /// No more of the dirty pages can be stored to until some have been written.
     pub(crate) too_scattered: AtomicBool,

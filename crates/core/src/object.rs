@@ -554,7 +554,9 @@ impl Drop for MemoryObject {
         if pages.table.dirty_count() > 0 {
             let error = pages.writes.error.as_ref().map(ToString::to_string);
             tracing::error!(object = %self.name, pages = pages.table.dirty_count(), error, "dropped before it was written");
-            self.cache.dirty.fetch_sub(pages.table.dirty_count(), Ordering::Relaxed);
+            if !self.store.is_atomic() {
+                self.cache.dirty.fetch_sub(pages.table.dirty_count(), Ordering::Relaxed);
+            }
         }
         self.cache.budget.release(pages.table.resident_count());
         self.cache.note_stale(pages.table.resident_count());

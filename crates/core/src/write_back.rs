@@ -133,7 +133,9 @@ impl MemoryObject {
 
     /// Counts pages that became dirty, or (less than 0) are not any more.
     pub(crate) fn count_dirty(&self, pages: i64) {
-        self.cache.dirty.fetch_add(pages as u64, Ordering::Relaxed);
+        if !self.store.is_atomic() {
+            self.cache.dirty.fetch_add(pages as u64, Ordering::Relaxed);
+        }
         self.memory.note_dirty(pages);
     }
 
@@ -496,7 +498,7 @@ impl Writes {
 }
 
 impl Inner {
-    /// Pages in the cache that their stores do not have yet.
+    /// Pages in the cache that their stores do not have yet, and can be given.
     pub(crate) fn dirty_pages(&self) -> u64 {
         self.dirty.load(Ordering::Relaxed)
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use omnimap::store::{Counting, FileStore, MemoryStore};
 use omnimap::{Advice, BackingStore, Cache, Error, MapOptions, MappingMut, SyncMode};
-use omnimap_testkit::{Prng, pattern, pattern_store, skip_without_mappings, within};
+use omnimap_testkit::{Prng, in_child, pattern, pattern_store, skip_without_mappings, within};
 
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -342,4 +342,38 @@ fn y03_what_others_wrote_is_not_written_over_unless_one_says_so() {
         shared.sync().unwrap();
         assert_eq!(std::fs::read(&path).unwrap()[0], 7, "and ours is written, as was said");
     });
+}
+
+/// Threads of this process that write for the engine, or have.
+fn writers() -> usize {
+    let threads = std::fs::read_dir("/proc/self/task").unwrap();
+    let names = threads.filter_map(|thread| std::fs::read_to_string(thread.ok()?.path().join("comm")).ok());
+    names.filter(|name| name.trim() == "omnimap-write").count()
+}
+
+/// In a process of its own, whose threads are counted.
+#[test]
+fn nothing_is_begun_in_the_background_for_pages_that_only_a_sync_may_write() {
+    const NAME: &str = "nothing_is_begun_in_the_background_for_pages_that_only_a_sync_may_write";
+    if skip_without_mappings() {
+        return;
+    }
+    if let Some(output) = in_child(NAME, LIMIT) {
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        return;
+    }
+    let file = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    std::fs::write(file.path(), vec![0; 256 * page() as usize]).unwrap();
+    let mut mapping = MapOptions::new().budget(256 * page()).atomic(true).open_mut(file.path()).unwrap();
+    // 62 percent of the budget; half of it may be dirty.
+    for number in 0..160 {
+        mapping.write_at(number * page(), &vec![1; page() as usize]).unwrap();
+    }
+    for number in 0..160 {
+        mapping[(number * page()) as usize] = 2;
+        mapping.write_at(number * page() + 1, &[3]).unwrap();
+    }
+    assert_eq!(writers(), 0, "there is nothing to do for them");
+    mapping.sync().unwrap();
+    assert!(writers() > 0, "and now there was");
 }
