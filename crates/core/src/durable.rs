@@ -16,7 +16,7 @@ use crate::sync::atomic::{AtomicU8, Ordering};
 use crate::sync::{Condvar, Mutex, lock};
 use crate::transit::{Waited, Waiter};
 use crate::units::{PageIndex, PageRange};
-use crate::write_back::Why;
+use crate::write_back::{FAILED_PAUSE, Why};
 
 /// Pages that one thread writes back at a time when many do. Few, so that the threads move along the disk together: what is
 /// near in time is near in place, and for scattered pages that is half of what they cost.
@@ -34,7 +34,11 @@ const SWEEP_SHARE: u64 = 16;
 
 /// Whether a sweep is queued or under way, and whether somebody waits for its end.
 #[derive(Default)]
-pub(crate) struct Sweeping(AtomicU8);
+pub(crate) struct Sweeping {
+    state: AtomicU8,
+    /// The last one was in vain: until then, another would be as well.
+    rests_until: Mutex<Option<Instant>>,
+}
 
 const IDLE: u8 = 0;
 const UNDER_WAY: u8 = 1;
@@ -44,19 +48,21 @@ impl Sweeping {
     /// Whether it is the caller's to submit one; whoever finds one under way is told when it is over.
     fn begin_or_await(&self) -> bool {
         let next = |now| Some(if now == IDLE { UNDER_WAY } else { AWAITED });
-        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next) == Ok(IDLE)
+        self.state.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next) == Ok(IDLE)
     }
 
-    /// Whether it is the caller's to submit one.
+    /// Whether it is the caller's to submit one, which nobody waits for.
     fn begin(&self) -> bool {
         // Looked at before it is changed: it seldom is.
-        self.0.load(Ordering::Relaxed) == IDLE
-            && self.0.compare_exchange(IDLE, UNDER_WAY, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        self.state.load(Ordering::Relaxed) == IDLE
+            && lock(&self.rests_until).is_none_or(|until| Instant::now() >= until)
+            && self.state.compare_exchange(IDLE, UNDER_WAY, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
     /// Whether somebody waits.
-    fn end(&self) -> bool {
-        self.0.swap(IDLE, Ordering::Relaxed) == AWAITED
+    fn end(&self, rest: Option<Duration>) -> bool {
+        *lock(&self.rests_until) = rest.map(|rest| Instant::now() + rest);
+        self.state.swap(IDLE, Ordering::Relaxed) == AWAITED
     }
 }
 
@@ -354,11 +360,12 @@ impl Inner {
                 }
             }
         }
-        let awaited = self.sweeping.end();
+        let any_written = written() != before;
         // Whoever found that a sweep was under way looks again; at once only if that is not in vain. It may have found pages
         // that became dirty when the sweep had looked for them.
-        let in_vain = || self.objects().iter().any(|object| object.pages().writes.must_wait());
-        if written() != before || (awaited && !in_vain()) {
+        let in_vain = !any_written && self.objects().iter().any(|object| object.pages().writes.must_wait());
+        let awaited = self.sweeping.end(in_vain.then_some(FAILED_PAUSE));
+        if any_written || (awaited && !in_vain) {
             self.budget.evictable();
         }
     }
@@ -480,6 +487,16 @@ mod tests {
     fn too_much_is_written_down_to_a_part_of_what_is_allowed() {
         assert_eq!((surplus(0, 0), surplus(8, 8), surplus(9, 8)), (None, None, Some(3)));
         assert_eq!(surplus(1, 0), Some(1));
+    }
+
+    #[test]
+    fn after_a_sweep_in_vain_only_who_waits_for_one_begins_another() {
+        let sweeping = Sweeping::default();
+        assert!(sweeping.begin() && !sweeping.begin());
+        assert!(!sweeping.end(Some(Duration::from_secs(3600))));
+        assert!(!sweeping.begin() && sweeping.begin_or_await());
+        assert!(!sweeping.begin_or_await() && sweeping.end(None), "somebody waited");
+        assert!(sweeping.begin(), "it was not in vain");
     }
 
     #[test]

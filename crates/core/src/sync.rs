@@ -9,7 +9,8 @@
 //!                                                                                    > Budget::state
 //!                                                                   > MemoryObject::views
 //!                                                                   > Kept::pages
-//! Streams, Fillers::state, Shares::state, Turns, Pace, Collapsing, PageCache::objects: leaves, held alone
+//! Streams, Fillers::state, Shares::state, Pieces::state, Sweeping, Turns, Pace, Collapsing, PageCache::objects: leaves,
+//! held alone
 //! ```
 //! No lock is held across a call of a store.
 

@@ -29,7 +29,7 @@ const COPIED_TOGETHER_MAX: u64 = 32;
 /// Dirty neighbours that are written along with a page, on each side.
 const NEIGHBOURS_MAX: u64 = 32;
 /// After a write that failed nothing is written for so long, unless a sync asks for it.
-const FAILED_PAUSE: Duration = Duration::from_millis(100);
+pub(crate) const FAILED_PAUSE: Duration = Duration::from_millis(100);
 
 /// Pages that are told sooner after others than this are settled with those that come next.
 const UNSETTLED_TIME_MAX: Duration = Duration::from_millis(1);
