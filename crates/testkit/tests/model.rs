@@ -202,7 +202,8 @@ fn prefetches_that_want_more_than_may_be_on_its_way_end_and_count_each_page_once
     explore(|| {
         let prefetch = |page: u64| -> Work {
             Box::new(move |scene: &Scene| {
-                let prefetch = scene.view.prefetch(&[page * PAGE..(page + 6) * PAGE]).unwrap();
+                let prefetch =
+                    scene.view.prefetch(std::slice::from_ref(&(page * PAGE..(page + 6) * PAGE))).unwrap();
                 let came = prefetch.wait().unwrap();
                 assert_eq!(came.bytes + came.bytes_left_out, 6 * PAGE, "{came:?}");
             })
