@@ -43,6 +43,8 @@ impl ChildViews {
         let kind = Kind { page_bytes: page_bytes(), used_as, exclusive: 0 };
         let (views, window) = &self.unlisted;
         let view = LinuxView::map(memory, request, kind, (&self.faults, None), (views, window))?;
+        // In a process of one thread: nobody stores there before whoever serves it has been told.
+        view.admit_stores()?;
         fault_signals::serve_here(
             view.start().0..view.start().0 + view.length() as usize,
             memory,
