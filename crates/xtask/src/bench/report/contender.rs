@@ -72,6 +72,13 @@ impl Contender {
         }
     }
 
+    /// The same fault mode without an engine.
+    pub(super) fn without_engine(self) -> Option<Contender> {
+        MECHANISM
+            .into_iter()
+            .find(|alone| self.fault_mode().is_some() && alone.mechanism_mode() == self.fault_mode())
+    }
+
     /// Who it is where faults alone are measured, if it takes part there.
     pub(super) fn fault_server(self) -> Option<Server> {
         if self == Contender::FillAlone {

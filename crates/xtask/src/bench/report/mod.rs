@@ -59,11 +59,11 @@ pub(crate) struct Options {
 const CHUNK_BYTES: NonZeroUsize = NonZeroUsize::new(16 << 10).unwrap();
 
 pub(super) fn run(arguments: &Arguments, root: &Path) -> Result<()> {
-    let (begin, options) = (Instant::now(), &arguments.report);
+    let options = &arguments.report;
     let scale = scale(arguments)?;
     let directory = tempfile::tempdir_in(&arguments.directory)?;
     let mut bench = Bench {
-        begin,
+        begin: Instant::now(),
         runs: scale.runs,
         beside_budget_bytes: beside_budget(scale.file_bytes),
         program: std::env::current_exe()?,
@@ -98,21 +98,24 @@ pub(super) fn run(arguments: &Arguments, root: &Path) -> Result<()> {
         verdicts: Vec::new(),
         notes: Vec::new(),
     };
-    measure(&mut bench, &mut results, options, directory.path())?;
+    let default_output = || root.join(if options.quick { "target/benchmarks" } else { "docs" });
+    let output = options.output.clone().unwrap_or_else(default_output);
+    // After each step, for it takes long: what was measured is not lost if the rest cannot be.
+    let mut save = |bench: &Bench, results: &mut Results| {
+        results.seconds = bench.begin.elapsed().as_secs();
+        let targets = target::targets();
+        let wanted = targets.iter().filter(|target| options.wants(target.workload));
+        results.verdicts = wanted.map(|target| target.verdict(results)).collect();
+        results.notes.clone_from(&bench.notes);
+        write(results, &output)
+    };
+    measure(&mut bench, &mut results, options, directory.path(), &mut save)?;
     drop(read_ahead);
-    results.seconds = begin.elapsed().as_secs();
-    results.verdicts = target::targets()
-        .iter()
-        .filter(|target| options.wants(target.workload))
-        .map(|target| target.verdict(&results))
-        .collect();
-    results.notes = bench.notes;
-    let output = options
-        .output
-        .clone()
-        .unwrap_or_else(|| root.join(if options.quick { "target/benchmarks" } else { "docs" }));
-    write(&results, &output)
+    tell(&results, &output)
 }
+
+/// What is done with the figures so far.
+type Save<'a> = dyn FnMut(&Bench, &mut Results) -> Result<()> + 'a;
 
 impl Options {
     fn wants(&self, workload: Workload) -> bool {
@@ -158,7 +161,13 @@ fn command(arguments: &Arguments) -> String {
     command
 }
 
-fn measure(bench: &mut Bench, results: &mut Results, options: &Options, directory: &Path) -> Result<()> {
+fn measure(
+    bench: &mut Bench,
+    results: &mut Results,
+    options: &Options,
+    directory: &Path,
+    save: &mut Save<'_>,
+) -> Result<()> {
     let scale = results.scale.clone();
     let (plain, packed) = (directory.join("plain"), directory.join("packed.zst"));
     bench.step(&format!("writing files of {} MiB", scale.file_bytes >> 20));
@@ -170,19 +179,23 @@ fn measure(bench: &mut Bench, results: &mut Results, options: &Options, director
         bench.step(workload.title());
         let rows = bench.compare(workload.title(), workload.tasks(&scale, &plain, &packed))?;
         results.workloads.push(Outcome { workload, contenders: rows });
+        save(bench, results)?;
     }
+    other::faults(bench, results, options)?;
     if let Some(uniform) = results.workloads.iter().find(|outcome| outcome.workload == Workload::Uniform) {
         results.series.push(series::latency(uniform));
     }
     if options.only.is_empty() {
         results.series.push(series::budget(bench, &scale, &plain)?);
+        save(bench, results)?;
         results.series.push(series::threads(bench, &scale, &plain)?);
         results.series.push(series::mappings(bench, &scale)?);
         results.series.push(series::object_size(bench, &scale, directory)?);
+        save(bench, results)?;
     }
-    other::faults(bench, results, options)?;
     // The last, for they change the file.
-    other::writes(bench, results, options, &plain)
+    other::writes(bench, results, options, &plain)?;
+    save(bench, results)
 }
 
 /// Text that packs to about a third.
@@ -220,13 +233,19 @@ fn write(results: &Results, output: &Path) -> Result<()> {
     }
     let json = serde_json::to_string_pretty(results)? + "\n";
     fs::write(output.join("benchmarks.json"), json)?;
-    let path = output.join("benchmarks.md");
-    fs::write(&path, document::render(results))?;
+    Ok(fs::write(output.join("benchmarks.md"), document::render(results))?)
+}
+
+/// Says what was not reached.
+///
+/// # Errors
+/// If runs failed.
+fn tell(results: &Results, output: &Path) -> Result<()> {
     for verdict in results.verdicts.iter().filter(|verdict| verdict.met != Some(true)) {
         let (workload, contender) = (verdict.workload.title(), verdict.contender.name());
         println!("not met: {workload}, {contender}: {}: {:?}", verdict.target, verdict.measured);
     }
-    println!("{}: {} workloads", path.display(), results.workloads.len());
+    println!("{}: {} workloads", output.display(), results.workloads.len());
     let failed = results.notes.iter().filter(|note| note.starts_with("FAILED")).count();
     ensure!(failed == 0, "{failed} kinds of runs failed; the notes of the report say which");
     Ok(())

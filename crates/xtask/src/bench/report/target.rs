@@ -36,6 +36,8 @@ pub(super) struct Verdict {
     pub(super) target: String,
     /// `None` where somebody could not take part.
     pub(super) measured: Option<f64>,
+    /// What the same fault mode reaches without an engine, where that was measured.
+    pub(super) without_engine: Option<f64>,
     pub(super) met: Option<bool>,
 }
 
@@ -78,39 +80,45 @@ pub(super) fn targets() -> Vec<Target> {
 
 impl Target {
     pub(super) fn verdict(&self, results: &Results) -> Verdict {
-        let own = || results.microseconds(self.workload, self.subject);
-        let ratio = |other: Option<f64>| Some(other? / own()?);
-        let (at_least, bound, measured, what) = match &self.bound {
+        let (at_least, bound, what) = match &self.bound {
             Bound::TimesAsFast(bound, other) => {
-                let measured = ratio(results.microseconds(self.workload, *other));
-                (true, bound, measured, format!("times as fast as the {}", other.name()))
+                (true, bound, format!("times as fast as the {}", other.name()))
             }
             Bound::TimesAsFastAsKernel(bound) => {
-                let times = KERNEL.into_iter().filter_map(|c| results.microseconds(self.workload, c));
-                let what = "times as fast as the kernel's mapping with the best advice";
-                (true, bound, ratio(times.min_by(f64::total_cmp)), what.to_owned())
+                (true, bound, "times as fast as the kernel's mapping with the best advice".to_owned())
             }
-            Bound::TimesAsFastAsIn(bound, other) => {
-                let measured = ratio(results.microseconds(*other, self.subject));
-                (true, bound, measured, "times as fast as one by one".to_owned())
-            }
-            Bound::TimesAsLong(bound, other) => {
-                let measured = own().zip(results.microseconds(self.workload, *other));
-                let what = format!("times as long as {}", other.name());
-                (false, bound, measured.map(|(own, other)| own / other), what)
-            }
-            Bound::Microseconds(bound) => (false, bound, own(), "µs an access".to_owned()),
-            Bound::BytesPerByte(bound) => {
-                let measured = results.bytes_per_byte(self.workload, self.subject);
-                (false, bound, measured, "bytes decompressed for each byte used".to_owned())
-            }
+            Bound::TimesAsFastAsIn(bound, _) => (true, bound, "times as fast as one by one".to_owned()),
+            Bound::TimesAsLong(bound, other) => (false, bound, format!("times as long as {}", other.name())),
+            Bound::Microseconds(bound) => (false, bound, "µs an access".to_owned()),
+            Bound::BytesPerByte(bound) => (false, bound, "bytes decompressed for each byte used".to_owned()),
         };
+        let measured = self.measured(results, self.subject);
         let (least_or_most, met) = if at_least {
             ("at least", measured.map(|measured| measured >= *bound))
         } else {
             ("at most", measured.map(|measured| measured <= *bound))
         };
-        let target = format!("{least_or_most} {bound} {what}");
-        Verdict { workload: self.workload, contender: self.subject, target, measured, met }
+        Verdict {
+            workload: self.workload,
+            contender: self.subject,
+            target: format!("{least_or_most} {bound} {what}"),
+            measured,
+            without_engine: self.subject.without_engine().and_then(|alone| self.measured(results, alone)),
+            met,
+        }
+    }
+
+    /// What is bound, of a contender.
+    fn measured(&self, results: &Results, subject: Contender) -> Option<f64> {
+        let own = results.microseconds(self.workload, subject)?;
+        let of = |other| results.microseconds(self.workload, other);
+        Some(match &self.bound {
+            Bound::TimesAsFast(_, other) => of(*other)? / own,
+            Bound::TimesAsFastAsKernel(_) => KERNEL.into_iter().filter_map(of).min_by(f64::total_cmp)? / own,
+            Bound::TimesAsFastAsIn(_, other) => results.microseconds(*other, subject)? / own,
+            Bound::TimesAsLong(_, other) => own / of(*other)?,
+            Bound::Microseconds(_) => own,
+            Bound::BytesPerByte(_) => results.bytes_per_byte(self.workload, subject)?,
+        })
     }
 }

@@ -45,7 +45,7 @@ pub(super) const READ: [Workload; 12] = [
     Workload::Packed,
 ];
 
-/// Before what is wholly in memory is timed.
+/// Before random accesses to what is wholly in memory are timed.
 const WARM_SECONDS: u64 = 6;
 
 /// Sizes that are the same for all workloads.
@@ -90,7 +90,7 @@ impl Workload {
     pub(super) fn description(self) -> &'static str {
         match self {
             Workload::ResidentSequential => {
-                "An object of half the budget, all of it in memory and in use for some seconds, a byte of each page in order."
+                "An object of half the budget, all of it in memory, a byte of each page in order."
             }
             Workload::ResidentRandom => {
                 "An object of half the budget, all of it in memory and in use for some seconds, a byte of any page."
@@ -186,7 +186,7 @@ impl Workload {
             operations,
             threads: if self == Workload::UniformThreads { 4 } else { 1 },
             warm_operations: warm,
-            warm_seconds: if self.is_resident() && !scale.quick { WARM_SECONDS } else { 0 },
+            warm_seconds: if self == Workload::ResidentRandom && !scale.quick { WARM_SECONDS } else { 0 },
             with: match self {
                 Workload::ZipfBesideScan => With::Scan,
                 Workload::Prefetched => With::Prefetch,
