@@ -232,15 +232,23 @@ impl MemoryObject {
         }
         let outcome = store_error(self, || self.store.sync());
         if outcome.is_err() {
-            self.note_lost(&written, length);
+            self.note_lost(written, length);
         }
         outcome
     }
 
-    /// The store may have dropped these pages although it had taken them (fsync(2) tells of an error once).
-    fn note_lost(&self, written: &[PageRange], length: bool) {
+    /// The store may have dropped these pages, and those that were written meanwhile, although it had taken them (fsync(2) tells
+    /// of an error once).
+    fn note_lost(&self, mut written: Vec<PageRange>, length: bool) {
         let mut pages = self.pages();
         pages.writes.length_unsynced |= length;
+        let meanwhile = pages.table.unsynced_runs();
+        for page in meanwhile.iter().flat_map(|run| run.iter()) {
+            pages.table.set(page, Mark::Unsynced, false);
+        }
+        written.extend(meanwhile);
+        // Some of these the store may have taken already.
+        written.extend(pages.table.writing_runs(PageRange::new(0, u64::MAX)));
         for page in written.iter().flat_map(|run| run.iter()) {
             match pages.table.state(page) {
                 PageState::Clean => {

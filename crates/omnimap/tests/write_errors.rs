@@ -3,13 +3,13 @@
 use std::io;
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Barrier, Mutex};
 use std::time::Duration;
 
 use omnimap::posix::{MapFlags, Prot, mmap, munmap};
 use omnimap::store::{
-    Counting, Faulty, FileStore, MemoryStore, Misbehaviour, StoreError, Throttle, Throttled, Writability,
-    WriteAt,
+    Counting, Decorator, Faulty, FileStore, MemoryStore, Misbehaviour, StoreError, Throttle, Throttled,
+    Writability, WriteAt,
 };
 use omnimap::{BackingStore, Error, MapOptions, MappingMut, SyncMode};
 use omnimap_testkit::{Prng, skip_without_mappings, within};
@@ -149,6 +149,59 @@ fn history(store: &Arc<Lying>, seed: u64) {
         store.durable() == expected,
         "request {seed} failed, and the next syncs did not mend it: {told:?}"
     );
+}
+
+/// Whose first sync waits until it may fail.
+struct Held {
+    inner: Lying,
+    entered: Barrier,
+    released: Barrier,
+    syncs: AtomicU64,
+}
+
+impl Decorator for Held {
+    fn inner(&self) -> &dyn BackingStore {
+        &self.inner
+    }
+    fn sync(&self) -> omnimap::store::Result<()> {
+        if self.syncs.fetch_add(1, Ordering::Relaxed) == 0 {
+            self.entered.wait();
+            self.released.wait();
+            self.inner.state.lock().unwrap().countdown = Some(0);
+        }
+        self.inner.sync()
+    }
+}
+
+#[test]
+fn e1_what_is_written_while_a_sync_fails_is_written_again() {
+    if skip_without_mappings() {
+        return;
+    }
+    within(LIMIT, || {
+        let store = Arc::new(Held {
+            inner: Lying::new(16 * page(), None),
+            entered: Barrier::new(2),
+            released: Barrier::new(2),
+            syncs: AtomicU64::new(0),
+        });
+        let mapping = MapOptions::new().map_shared_mut(store.clone()).unwrap();
+        mapping.write_at(0, &[1]).unwrap();
+        std::thread::scope(|scope| {
+            let fails = scope.spawn(|| mapping.sync());
+            store.entered.wait();
+            mapping.write_at(9 * page(), &[2]).unwrap();
+            mapping.sync_range(9 * page()..10 * page(), SyncMode::Start).unwrap();
+            while mapping.dirty_bytes() > 0 {
+                std::thread::yield_now();
+            }
+            store.released.wait();
+            fails.join().unwrap().unwrap_err();
+        });
+        mapping.sync().unwrap();
+        let durable = store.inner.durable();
+        assert_eq!((durable[0], durable[9 * page() as usize]), (1, 2));
+    });
 }
 
 #[test]
