@@ -360,17 +360,22 @@ impl MappedView {
 
 impl Drop for MappedView {
     fn drop(&mut self) {
-        if let Some(view) = self.view.take() {
-            if !self.object.cache.made_in.is_current() {
-                return; // Not the child's, and locks may be held by threads that are not here.
+        if !self.object.cache.made_in.is_current() {
+            return; // Not the child's, and locks may be held by threads that are not here.
+        }
+        let left = match self.view.take() {
+            Some(view) => {
+                self.release();
+                // The last references go here and now: the range is unmapped when this returns.
+                let left = self.object.cache.take_out(&*view);
+                self.leave(view);
+                left
             }
-            self.release();
-            // The last references go here and now: the range is unmapped when this returns.
-            let left = self.object.cache.take_out(&*view);
-            self.leave(view);
-            if left == 0 && self.object.memory.used_as().is_writable() {
-                self.object.last_writer_left();
-            }
+            // It may have been written to by calls.
+            None => self.object.view_count(),
+        };
+        if left == 0 && self.object.memory.used_as().is_writable() {
+            self.object.last_writer_left();
         }
     }
 }

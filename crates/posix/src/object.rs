@@ -37,9 +37,10 @@ pub struct Object {
 pub(crate) struct Live {
     /// That of the process which went on with it, this one or a parent.
     heir: OnceLock<Box<Live>>,
-    pub(crate) cache: Arc<PageCache>,
-    pub(crate) object: Arc<MemoryObject>,
+    // Dropped first: it writes what was written to it, for which the cache has threads.
     pub(crate) bytes: MappedView,
+    pub(crate) object: Arc<MemoryObject>,
+    pub(crate) cache: Arc<PageCache>,
 }
 
 impl Live {
