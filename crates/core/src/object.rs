@@ -48,6 +48,9 @@ pub struct MemoryObject {
     /// Pages that were being written back are not any more. Goes with `pages`.
     pub(crate) written: Condvar,
     pub(crate) syncs: Turns,
+    /// Held while a snapshot is made, and by what none may be made beside: another length, another version. After `syncs`,
+    /// before `writing`.
+    pub(crate) reshaping: Mutex<()>,
     pub(crate) snapshots_made: AtomicU64,
     /// Pages that were kept for snapshots since room was last made in their memory.
     pub(crate) kept: AtomicU64,
@@ -170,6 +173,7 @@ impl MemoryObject {
             copying: Mutex::default(),
             written: Condvar::new(),
             syncs: Turns::default(),
+            reshaping: Mutex::default(),
             snapshots_made: AtomicU64::new(1),
             kept: AtomicU64::new(0),
             views: RwLock::default(),
@@ -481,7 +485,12 @@ impl MemoryObject {
                 writable && transition == Transition::Filled && pages.poisoned.contains_key(&page);
             let after = if stored == Some(page) || let_through {
                 self.note_dirty(pages);
-                pages.table.apply(page, Transition::FilledForStore)
+                let after = pages.table.apply(page, Transition::FilledForStore);
+                if let_through {
+                    // Before a store: the poison is taken back later.
+                    self.keep(pages, page);
+                }
+                after
             } else {
                 pages.table.apply(page, transition)
             };

@@ -92,6 +92,7 @@ impl MemoryObject {
         let swap = SwapStore::new(self.name(), self.len(), SwapOptions::default())
             .map_err(|e| Error::Open(Arc::new(e)))?;
         let kept = Arc::new(Kept { pages: Mutex::default(), swap });
+        let _as_it_is = lock(&self.reshaping);
         let _no_write_half_done = crate::sync::write(&self.writing);
         let mut pages = self.pages();
         // As for an atomic sync: with the lock held nothing becomes dirty, so the moment is one for all pages.

@@ -14,7 +14,7 @@ use crate::page_state::{PageState, Transition};
 use crate::page_table::Mark;
 use crate::snapshot::store_error;
 use crate::sync::atomic::Ordering;
-use crate::sync::{MutexGuard, read, thread};
+use crate::sync::{MutexGuard, lock, read, thread};
 use crate::units::{PageIndex, PageRange};
 
 impl MappedView {
@@ -111,10 +111,15 @@ impl MappedView {
     /// has. What is dirty stays, and will be written over whatever others wrote. The object's length stays as well.
     ///
     /// # Errors
-    /// If the range is not inside the mapping, or the store cannot be asked.
+    /// If the range is not inside the mapping, or the store cannot be asked, or a snapshot needs the version of before.
     pub fn invalidate(&self, range: Range<u64>) -> Result<()> {
         let pages = self.pages_of(range)?;
         self.check_writable()?;
+        let _no_snapshot = lock(&self.object.reshaping);
+        if self.object.has_snapshots() {
+            let reason = "the version that is mapped cannot be given up while a snapshot of it is in use; drop the snapshot first";
+            return Err(Error::NotAllowed { object: self.object.name.clone(), reason });
+        }
         store_error(&self.object, || self.object.store.refresh())?;
         self.object.evict_range(pages);
         Ok(())
@@ -233,6 +238,7 @@ impl MemoryObject {
     }
 
     fn shrink(self: &Arc<Self>, before: u64, length: u64) -> Result<()> {
+        let _no_snapshot = lock(&self.reshaping);
         if self.has_snapshots() {
             let reason =
                 "it cannot be made shorter while a snapshot of it is in use; drop the snapshot first";

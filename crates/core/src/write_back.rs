@@ -168,7 +168,7 @@ impl MemoryObject {
     }
 
     /// Keeps what a page holds, before it changes, for a sync or a snapshot of an earlier moment.
-    fn keep(&self, pages: &mut Pages, page: PageIndex) {
+    pub(crate) fn keep(&self, pages: &mut Pages, page: PageIndex) {
         let uncopied = pages.table.is(page, Mark::Uncopied);
         if !uncopied && pages.writes.keepers.is_empty() {
             return;

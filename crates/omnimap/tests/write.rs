@@ -344,6 +344,38 @@ fn y03_what_others_wrote_is_not_written_over_unless_one_says_so() {
     });
 }
 
+#[test]
+fn e4_a_version_is_not_given_up_while_a_snapshot_of_it_is_in_use() {
+    if skip_without_mappings() {
+        return;
+    }
+    within(LIMIT, || {
+        let store = Arc::new(MemoryStore::writable("version", vec![1; 4 * page() as usize]));
+        let mapping = MapOptions::new().map_shared_mut(store).unwrap();
+        let snapshot = mapping.snapshot().unwrap();
+        assert!(matches!(mapping.invalidate(0..mapping.len()), Err(Error::NotAllowed { .. })));
+        assert!(snapshot.iter().all(|byte| *byte == 1));
+        drop(snapshot);
+        mapping.invalidate(0..mapping.len()).unwrap();
+    });
+}
+
+#[test]
+fn m02_what_was_written_by_calls_alone_reaches_the_store() {
+    if skip_without_mappings() {
+        return;
+    }
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), b"abc").unwrap();
+    let path = file.path().to_owned();
+    within(LIMIT, move || {
+        let object = MapOptions::new().open_object_mut(&path).unwrap();
+        object.write_at(1, b"d").unwrap();
+        drop(object);
+        assert_eq!(std::fs::read(&path).unwrap(), b"adc");
+    });
+}
+
 /// Threads of this process that write for the engine, or have.
 fn writers() -> usize {
     let threads = std::fs::read_dir("/proc/self/task").unwrap();

@@ -144,3 +144,21 @@ fn a_page_that_was_to_be_cut_off_has_its_bytes_when_it_was_not() {
         }
     });
 }
+
+#[test]
+fn a_snapshot_has_all_of_the_object_or_is_of_the_shorter_one() {
+    explore(|| {
+        let (_host, view, _) = scene(true);
+        let shorter = {
+            let view = view.clone();
+            // Refused, if there is a snapshot by then.
+            thread::spawn(move || drop(view.set_object_len(2 * PAGE)))
+        };
+        let object = view.snapshot().unwrap();
+        let snapshot = view.cache().map(&object, 0, object.len(), 0).unwrap();
+        shorter.join().unwrap();
+        let mut bytes = vec![0; snapshot.len() as usize];
+        snapshot.read_at(0, &mut bytes).unwrap();
+        assert!(bytes.iter().all(|byte| *byte == 1), "{bytes:?}");
+    });
+}
