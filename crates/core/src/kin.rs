@@ -90,6 +90,8 @@ impl PageCache {
         let name = catch(|| Arc::<str>::from(store.name()))?;
         let object = self.register(name, store, length, memory);
         object.take_stock()?;
+        // Nor what it had written, and not yet made durable.
+        object.pages().writes.length_unsynced = object.memory.used_as().is_writable();
         if let Some(each) = self.inner.large_page_pages() {
             let pages = &mut *object.pages();
             pages.large.suspect(&pages.table, each);
