@@ -104,3 +104,32 @@ fn a_half_written_file_is_refused_although_a_lock_is_left_for_a_moment() {
     assert!(omnimap::store::open(&file, Format::Auto).is_err());
     unlock.join().unwrap();
 }
+
+/// A child that a dead writer has left has its lock as long as it lives.
+#[test]
+fn a_half_written_file_is_refused_although_a_lock_is_left_for_good() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("file");
+    leave_half_written(&file, &journal::path_for(&file));
+    let left = std::fs::File::open(journal::path_for(&file)).unwrap();
+    left.lock().unwrap();
+    let refused = omnimap::store::open(&file, Format::Auto).err().unwrap().to_string();
+    assert!(refused.contains("try again") && refused.contains("omnimap recover"), "{refused}");
+}
+
+#[test]
+fn a_half_written_file_is_neither_packed_nor_replaced() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("file");
+    leave_half_written(&file, &journal::path_for(&file));
+    let other = directory.path().join("other");
+    std::fs::write(&other, b"backup").unwrap();
+    let (file, other) = (file.to_str().unwrap(), other.to_str().unwrap());
+    for arguments in [&["pack", file, "-"][..], &["cp", other, file], &["pack", "--force", other, file]] {
+        let output = Command::new(env!("CARGO_BIN_EXE_omnimap")).args(arguments).output().unwrap();
+        let errors = text(&output.stderr);
+        assert!(!output.status.success() && errors.contains("omnimap recover"), "{arguments:?}: {errors}");
+    }
+    assert_eq!(std::fs::read(file).unwrap(), [7; 3 * 4096]);
+    assert!(recover(&[file]).status.success());
+}

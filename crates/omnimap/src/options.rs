@@ -450,7 +450,7 @@ impl MapOptions {
         refuse_packed(self.format, &*file)?;
         let file = self.held_to_its_bytes(file)?;
         if !self.atomic {
-            journal::refuse_half_written(path)?;
+            journal::make_way(path)?;
             return Ok(file);
         }
         Ok(Arc::new(journal::open_file(file, path, self.journal.as_deref(), self.journal_options)?))

@@ -17,6 +17,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
+use omnimap::store::journal;
 use omnimap::{Advice, BackingStore, Format, MapOptions, RemoteOptions, as_url, remote};
 
 use super::Tier;
@@ -98,6 +99,8 @@ fn download(options: &MapOptions, store: Arc<dyn BackingStore>, destination: &Pa
     if destination.exists() && !destination.is_file() {
         bail!("{}: is no file; name a file or a directory", destination.display());
     }
+    // What its journal holds would be applied over what is copied.
+    journal::refuse_half_written(destination)?;
     let name =
         destination.file_name().with_context(|| format!("{}: names no file", destination.display()))?;
     let part = destination.with_file_name(format!(".{}.omnimap-part", name.to_string_lossy()));

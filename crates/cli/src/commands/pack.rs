@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use omnimap::store::{PackOptions, Packed, pack};
+use omnimap::store::{PackOptions, Packed, journal, pack};
 use omnimap::{Advice, Format, MapOptions, Mapping, as_url};
 
 use crate::{progress, size};
@@ -65,6 +65,7 @@ impl Arguments {
             let length = mapping.len() as u64;
             (Box::new(Reader { mapping, at: 0 }), Some(length))
         } else {
+            journal::refuse_half_written(&self.input)?;
             let file = File::open(&self.input).with_context(|| self.input.display().to_string())?;
             let length = file.metadata().ok().filter(std::fs::Metadata::is_file).map(|m| m.len());
             (Box::new(BufReader::with_capacity(1 << 20, file)), length)
@@ -118,6 +119,7 @@ impl Arguments {
             let file = File::options().write(true).open(&output).with_context(name)?;
             return Ok(pack(input, named(&name(), file), options, told)?);
         }
+        journal::refuse_half_written(&output)?;
         let directory = output.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
         // What was private stays so; else as any new file, of which the umask takes its part.
         let like = [&output, &self.input].into_iter().find_map(|path| path.metadata().ok());

@@ -180,6 +180,18 @@ on!(f03_what_a_child_unmaps_stays_the_parents, [kernel, paged, anonymous, device
     s.mprotect(start, page(), Prot::READ).unwrap();
 });
 
+on!(f03_the_journal_stays_its_parents_when_a_child_drops_the_object, [paged], |s| {
+    let path = s.path("atomic");
+    std::fs::write(&path, pattern(page())).unwrap();
+    let journal = omnimap::store::journal::path_for(&path);
+    let mut object = Some(MapOptions::new().atomic(true).open_object_mut(&path).unwrap());
+    assert!(journal.exists());
+    fork(|| drop(object.take())).succeeds();
+    assert!(journal.exists());
+    drop(object);
+    assert!(!journal.exists());
+});
+
 on!(f03_what_a_child_stores_where_it_unmapped_what_follows_is_kept, [kernel, paged], |s| {
     for kept in 8..48 {
         let (start, _, thing) = mapped(s, SHARED);

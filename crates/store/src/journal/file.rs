@@ -66,34 +66,59 @@ pub fn refuse_half_written(object_path: &Path) -> Result<()> {
         Err(error) => return Err(error),
     };
     // Without the lock first: holding it, for however short, would turn a writer away that comes just then.
-    let holds = |journal: FileStore| Ok::<_, StoreError>(matches!(find(&journal)?, Found::Transaction(_)));
+    let holds = |journal: &FileStore| {
+        Ok::<_, StoreError>(match find(journal)? {
+            Found::Transaction(transaction) => Some(transaction.sequence()),
+            Found::Foreign | Found::Nothing { .. } => None,
+        })
+    };
     // Written to while it was read: somebody is alive.
-    let alive = |outcome: Result<bool>| match outcome {
-        Err(StoreError::Changed { .. } | StoreError::Short { .. }) => Ok(false),
+    let alive = |outcome: Result<Option<u64>>| match outcome {
+        Err(StoreError::Changed { .. } | StoreError::Short { .. }) => Ok(None),
         outcome => outcome,
     };
-    if !alive(holds(journal))? {
-        return Ok(());
-    }
+    let Some(sequence) = alive(holds(&journal))? else { return Ok(()) };
     let failed = |source| StoreError::Open { name: path.display().to_string(), source };
     let file = match File::open(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         file => file.map_err(failed)?,
     };
-    if !lock_shared(&file).map_err(failed)? {
+    let unusable = |reason| Err(StoreError::Unusable { name: object_path.display().to_string(), reason });
+    let is_locked = !lock_shared(&file).map_err(failed)?;
+    let again = FileStore::from_file(path.display().to_string(), file.try_clone().map_err(failed)?)?;
+    if is_locked {
+        // A child that was forked by a dead writer has the lock of it. A live one goes on to its next transaction soon.
+        return match alive(holds(&again))? {
+            Some(same) if same == sequence => unusable(
+                "is being brought up to date by another process, or one that wrote to it has died and left its lock to a child: \
+                 try again, or end that child and run omnimap recover"
+                    .to_owned(),
+            ),
+            _ => Ok(()),
+        };
+    }
+    if holds(&again)?.is_none() {
         return Ok(());
     }
-    let name = path.display().to_string();
-    if !holds(FileStore::from_file(name, file.try_clone().map_err(failed)?)?)? {
-        return Ok(());
-    }
-    Err(StoreError::Unusable {
-        name: object_path.display().to_string(),
-        reason: format!(
-            "is half written: a crash left a transaction in its journal; run: omnimap recover {}",
-            object_path.display()
-        ),
-    })
+    unusable(format!(
+        "is half written: a crash left a transaction in its journal; run: omnimap recover {}",
+        object_path.display()
+    ))
+}
+
+/// As [`refuse_half_written`], for whoever wants to write to a file past its journal: that it holds nothing is durable then, and
+/// no power cut brings back what it held before, to be applied over what is written now.
+///
+/// # Errors
+/// As there; if that cannot be made durable.
+pub fn make_way(object_path: &Path) -> Result<()> {
+    refuse_half_written(object_path)?;
+    let path = path_for(object_path);
+    let settled = match File::open(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        opened => opened.and_then(|journal| journal.sync_all()),
+    };
+    settled.map_err(|source| StoreError::Open { name: path.display().to_string(), source })
 }
 
 /// Locks a journal to be looked at; `false` if a process has it that stays.
@@ -113,6 +138,8 @@ fn lock_shared(file: &File) -> io::Result<bool> {
 pub(super) struct JournalFile {
     path: PathBuf,
     file: File,
+    /// The process that locked it.
+    made_in: u32,
 }
 
 /// How often, and how far apart, a lock is tried for: whoever looks whether a journal holds something has it that long.
@@ -147,7 +174,7 @@ impl JournalFile {
             }
             // Made durable before it holds anything: a journal that a power cut takes away recovers nothing.
             sync_directory(&path).map_err(failed)?;
-            return Ok(JournalFile { path, file });
+            return Ok(JournalFile { path, file, made_in: std::process::id() });
         }
         Err(StoreError::Unusable {
             name: path.display().to_string(),
@@ -160,6 +187,10 @@ impl JournalFile {
         // Through the descriptor, for the path may be another file's by now.
         let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
         Ok(Arc::new(FileStore::open_writable_as(self.path.display().to_string(), Path::new(&path))?))
+    }
+
+    pub(super) fn is_of_this_process(&self) -> bool {
+        self.made_in == std::process::id()
     }
 
     /// Removes the file, for good: if it came back with the transaction that it had last, that would be applied over what

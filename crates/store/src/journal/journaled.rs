@@ -261,7 +261,9 @@ impl BackingStore for Journaled {
 
 impl Drop for Journaled {
     fn drop(&mut self) {
+        // A forked child has a copy: the file is its parent's, and so are the locks.
         if let Some(file) = &self.file
+            && file.is_of_this_process()
             && !self.ledger().is_committed()
         {
             file.remove();

@@ -27,6 +27,6 @@ mod recover;
 mod turns;
 mod write;
 
-pub use file::{open_file, path_for, refuse_half_written};
+pub use file::{make_way, open_file, path_for, refuse_half_written};
 pub use journaled::{JournalOptions, Journaled};
 pub use recover::{Pending, Recovered, pending};

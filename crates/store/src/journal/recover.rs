@@ -49,6 +49,10 @@ pub(super) struct Transaction {
 }
 
 impl Transaction {
+    pub(super) fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
     fn pending(&self) -> Pending {
         let bytes = |e: &Entry| BLOCK_BYTES.min(self.lengths.last - e.block * BLOCK_BYTES);
         Pending {
