@@ -58,14 +58,14 @@ pub unsafe fn madvise(start: *mut c_void, length: usize, advice: Advice) -> Resu
         Advice::COLD | Advice::PAGEOUT => {
             let answer = kernel(&range, advice);
             if answer.is_ok() && advice == Advice::PAGEOUT {
-                for (part, object) in paged(&range) {
+                for (part, object) in served_here(&range) {
                     object.live().bytes.evict(part.bytes_inside(&object))?;
                 }
             }
             answer
         }
         Advice::POPULATE_READ | Advice::POPULATE_WRITE => {
-            for (part, object) in paged(&range) {
+            for (part, object) in served_here(&range) {
                 if part.prot.intersects(Prot::READ | Prot::WRITE | Prot::EXEC) {
                     object.live().bytes.prefetch(&[part.bytes_inside(&object)])?.wait()?;
                 }
@@ -185,18 +185,19 @@ fn remove(range: &Range<usize>) -> Result<()> {
 
 /// What a child will get, as the advice says, if the kernel took it; where there is a hole it took the rest.
 fn note_inheritance(range: &Range<usize>, advice: Advice, answer: Result<()>) -> Result<()> {
-    // What it becomes, and of which alone: DOFORK does not take WIPEONFORK back.
-    let (inheritance, only) = match advice {
-        Advice::DONTFORK => (Inheritance::None, None),
-        Advice::WIPEONFORK => (Inheritance::Zero, None),
-        Advice::DOFORK => (Inheritance::Natural, Some(Inheritance::None)),
-        Advice::KEEPONFORK => (Inheritance::Natural, Some(Inheritance::Zero)),
+    // What it becomes, and whether of what it is: the kernel keeps both advices, and what is left out is not wiped.
+    type Is = fn(Inheritance) -> bool;
+    let (inheritance, of): (Inheritance, Is) = match advice {
+        Advice::DONTFORK => (Inheritance::None, |_| true),
+        Advice::WIPEONFORK => (Inheritance::Zero, |is| is != Inheritance::None),
+        Advice::DOFORK => (Inheritance::Natural, |is| is == Inheritance::None),
+        Advice::KEEPONFORK => (Inheritance::Natural, |is| is == Inheritance::Zero),
         _ => return answer,
     };
     if matches!(answer, Ok(()) | Err(Errno::ENOMEM)) {
         crate::fork::care();
         space().change(range, |mapping| {
-            if only.is_none_or(|only| mapping.inheritance == only) {
+            if of(mapping.inheritance) {
                 mapping.inheritance = inheritance;
             }
         });

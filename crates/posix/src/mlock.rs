@@ -30,7 +30,11 @@ pub fn mlock(start: *const c_void, length: usize) -> Result<()> {
 /// # Errors
 /// As there; and `EINVAL` for unknown flags.
 pub fn mlock2(start: *const c_void, length: usize, flags: LockOn) -> Result<()> {
-    let range = rounded(start, length)?;
+    let Some(range) = rounded(start, length) else {
+        // The kernel looks at limits before it finds that the range wraps.
+        // SAFETY: locking changes no byte.
+        return Ok(unsafe { calls::mlock2(address(start), length, flags.0) }?);
+    };
     if flags.without(LockOn::ONFAULT) != LockOn::default() {
         return Err(Errno::EINVAL);
     }
@@ -54,7 +58,7 @@ pub fn mlock2(start: *const c_void, length: usize, flags: LockOn) -> Result<()> 
 /// # Errors
 /// `ENOMEM` if nothing is mapped in some of the range.
 pub fn munlock(start: *const c_void, length: usize) -> Result<()> {
-    let range = rounded(start, length)?;
+    let range = rounded(start, length).ok_or(Errno::EINVAL)?;
     let mut space = space();
     // SAFETY: unlocking changes no byte.
     let answer = unsafe { calls::munlock(Address(range.start), range.len()) };
@@ -63,14 +67,14 @@ pub fn munlock(start: *const c_void, length: usize) -> Result<()> {
     Ok(answer?)
 }
 
-/// The kernel rounds the start down for these calls.
-fn rounded(start: *const c_void, length: usize) -> Result<Range<usize>> {
+/// The kernel rounds the start down for these calls; `None` where the end wraps.
+fn rounded(start: *const c_void, length: usize) -> Option<Range<usize>> {
     let start = address(start).0;
     let skipped = start % page_bytes();
     // What wraps when it is rounded is nothing, as in the kernel (`do_mlock`).
     let bytes = whole_pages(length.wrapping_add(skipped)).unwrap_or(0);
     let start = start - skipped;
-    Ok(start..start.checked_add(bytes).ok_or(Errno::EINVAL)?)
+    Some(start..start.checked_add(bytes)?)
 }
 
 /// Asks the kernel whether a new mapping of this length may be locked: an error must leave what it is to replace.

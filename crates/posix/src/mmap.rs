@@ -146,7 +146,8 @@ impl Asked {
             (made, space.give_up(&(made.0..made.0.saturating_add(length))))
         };
         let kind = if fd.is_some() { Kind::Kernel } else { Kind::Anonymous };
-        let sharing = self.sharing()?;
+        // A kind that the kernel knows, and we do not, is private (MAP_DROPPABLE).
+        let sharing = self.sharing().unwrap_or(Sharing::Private);
         let offset = match (fd, sharing) {
             (Some(_), _) => self.offset as u64,
             (None, Sharing::Shared) => {
@@ -154,7 +155,8 @@ impl Asked {
             }
             (None, Sharing::Private) => 0,
         };
-        space.insert(self.mapping(made, kind, offset, sharing));
+        let lock = self.lock(space.lock_future);
+        space.insert(Mapping { lock, ..self.mapping(made, kind, offset, sharing) });
         drop(space);
         leaving.is_gone();
         Ok(made)
@@ -169,14 +171,12 @@ impl Asked {
     }
 
     fn paged(&self, object: &Arc<Object>) -> Result<Address> {
-        let request = self.request(object)?;
-        crate::fork::care();
-        let length = request.length as usize;
         let mut space = space();
         let lock = self.lock(space.lock_future);
-        if lock != Lock::No {
-            may_lock(length)?;
-        }
+        let request = self.request(object, lock)?;
+        object.check_served_here()?;
+        crate::fork::care();
+        let length = request.length as usize;
         let leaving = if self.is_fixed() {
             space.give_up(&(self.address.0..self.address.0.saturating_add(length)))
         } else {
@@ -203,26 +203,29 @@ impl Asked {
         let populates = self.flags.contains(MapFlags::POPULATE) && !self.flags.contains(MapFlags::NONBLOCK);
         if populates && self.prot.intersects(Prot::READ | Prot::WRITE | Prot::EXEC) {
             // Best effort: what cannot be fetched is told to whoever accesses it.
-            let _ = object
-                .live()
-                .bytes
-                .prefetch(&[mapping.bytes_inside(object)])
-                .map(omnimap_core::Prefetch::wait);
+            let fetched = object.live().bytes.prefetch(&[mapping.bytes_inside(object)]);
+            if fetched.and_then(omnimap_core::Prefetch::wait).is_ok_and(|all| all.bytes_left_out == 0) {
+                // What was there already is in other views' page tables alone.
+                // SAFETY: changes no byte.
+                let _ = unsafe { calls::madvise(made, length, libc::MADV_POPULATE_READ) };
+            }
         }
         Ok(made)
     }
 
     /// Checks the arguments in the kernel's order (`ksys_mmap_pgoff`, `do_mmap`).
-    fn request(&self, object: &Object) -> Result<ViewRequest> {
+    fn request(&self, object: &Object, lock: Lock) -> Result<ViewRequest> {
         if !is_aligned(self.offset as usize) || self.length == 0 || self.flags.contains(MapFlags::HUGETLB) {
             return Err(Errno::EINVAL);
         }
         let length = whole_pages(self.length).ok_or(Errno::ENOMEM)?;
         let place = self.place(length)?;
+        let fresh = self.flags.contains(MapFlags::FIXED_NOREPLACE);
+        if lock != Lock::No && !(fresh && self.is_occupied(length)) {
+            may_lock(length)?;
+        }
         let sharing = match self.check_sharing(object, length) {
-            Err(_) if self.flags.contains(MapFlags::FIXED_NOREPLACE) && self.is_occupied(length) => {
-                return Err(Errno::EEXIST);
-            }
+            Err(_) if fresh && self.is_occupied(length) => return Err(Errno::EEXIST),
             answer => answer?,
         };
         let protection = protection_of(self.prot);
@@ -251,6 +254,9 @@ impl Asked {
 
     fn place(&self, length: usize) -> Result<Place> {
         let fixed = self.flags.intersects(MapFlags::FIXED | MapFlags::FIXED_NOREPLACE);
+        if length > addresses_end() {
+            return Err(Errno::ENOMEM);
+        }
         if fixed && self.address.0.checked_add(length).is_none_or(|end| end > addresses_end()) {
             return Err(Errno::ENOMEM);
         }

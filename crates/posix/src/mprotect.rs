@@ -1,11 +1,12 @@
 //! mprotect(2).
 
 use std::ffi::c_void;
+use std::ops::Range;
 
 use omnimap_host::Address;
 use omnimap_host::linux::calls;
 
-use crate::address_space::space;
+use crate::address_space::{Space, space};
 use crate::errno::{Errno, Result};
 use crate::flags::Prot;
 use crate::range::{address, range};
@@ -39,9 +40,26 @@ pub unsafe fn mprotect(start: *mut c_void, length: usize, prot: Prot) -> Result<
         Ok(()) => range.start..end,
         // Up to the hole.
         Err(libc::ENOMEM) => range.start..space.first_hole(&(range.start..end)).unwrap_or(range.start),
-        Err(_) => range.start..range.start,
+        Err(libc::EINVAL) => range.start..range.start,
+        // Up to a mapping that refuses.
+        Err(_) => range.start..protected_until(&space, range.start..end, prot),
     };
     space.change(&changed, |mapping| mapping.prot = prot);
     answer?;
     if forbidden.is_some() { Err(Errno::EACCES) } else { Ok(()) }
+}
+
+/// Where the first mapping begins that cannot be protected so; those before have been, and are again.
+fn protected_until(space: &Space, range: Range<usize>, prot: Prot) -> usize {
+    let mut done = range.start;
+    let known = space.mappings.parts(&range).into_iter().map(|part| part.addresses());
+    let ends = known.flat_map(|part| [part.start, part.end]).chain([range.end]);
+    for end in ends {
+        // SAFETY: the caller of mprotect promised it.
+        if done < end && unsafe { calls::mprotect(Address(done), end - done, prot.0) }.is_err() {
+            break;
+        }
+        done = end;
+    }
+    done
 }

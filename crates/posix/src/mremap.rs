@@ -218,6 +218,7 @@ impl Paged {
             let (made, leaving) = asked.call(space)?;
             return Ok(Remapped { made, leaving: vec![cut, leaving], locks: Vec::new() });
         };
+        object.check_served_here()?;
         if kept.is_empty() {
             return self.show_again(space, &object, &whole);
         }
@@ -268,6 +269,7 @@ impl Paged {
         if !fixed || self.old.len() != self.bytes || !starts || space.has_others(&self.old) {
             return Err(Errno::EFAULT);
         }
+        parts.iter().filter_map(Mapping::paged).try_for_each(|object| object.check_served_here())?;
         let mut all = Remapped { made: self.new, leaving: Vec::new(), locks: Vec::new() };
         for part in parts {
             let old = part.addresses();

@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 
 use omnimap_core::{MappedView, MemoryObject, PageCache};
 
-use crate::errno::Result;
+use crate::errno::{Errno, Result};
 use crate::family::{self, Family};
 
 /// How an object was opened: what its mappings may be (mmap(2), `EACCES`).
@@ -88,6 +88,14 @@ impl Object {
     /// Whether this process serves it.
     pub(crate) fn is_served_here(&self) -> bool {
         self.live().cache.is_here()
+    }
+
+    /// For calls that only who serves it can do: before they change anything.
+    ///
+    /// # Errors
+    /// `ECHILD` where that is another process.
+    pub(crate) fn check_served_here(&self) -> Result<()> {
+        if self.is_served_here() { Ok(()) } else { Err(Errno::ECHILD) }
     }
 
     /// Makes what is dirty of a range durable, or begins to, wherever it is served.

@@ -3,7 +3,10 @@
 use omnimap::posix::{Errno, MapFlags, Prot, Source};
 
 use crate::probe::{load, store};
-use crate::subject::{NOTHING, PRIVATE, RW, SHARED, Thing, free_addresses, limit, loaded, page, pattern};
+use crate::subject::{
+    CAP_IPC_LOCK, NOTHING, PRIVATE, RW, SHARED, Thing, free_addresses, limit, loaded, page, pattern,
+    without_capability,
+};
 use crate::{on, on_alone};
 
 on!(m08_an_offset_that_is_not_aligned_and_no_length_are_einval, [kernel, paged, device], |s| {
@@ -60,6 +63,9 @@ on!(m08_errors_are_found_in_the_kernels_order, [kernel, paged, device], |s| {
     assert_eq!(s.mmap(0, page(), RW, SHARED | MapFlags::HUGETLB, Some(&read_only), 0), Err(Errno::EINVAL));
     assert_eq!(s.mmap(0, usize::MAX, RW, SHARED, Some(&read_only), 0), Err(Errno::ENOMEM));
     assert_eq!(s.mmap(0, page(), RW, SHARED, Some(&read_only), -(page() as i64)), Err(Errno::EOVERFLOW));
+    for (flags, offset) in [(MapFlags(0), 0), (SHARED, -(page() as i64)), (SHARED, 0)] {
+        assert_eq!(s.mmap(0, 1 << 48, RW, flags, Some(&read_only), offset), Err(Errno::ENOMEM), "no room");
+    }
     assert_eq!(s.mmap_source(0, 0, RW, MapFlags(0), Source::Descriptor(-1), 0), Err(Errno::EBADF));
     assert_eq!(s.mmap_source(0, 0, RW, MapFlags(0), Source::Descriptor(-1), 1), Err(Errno::EINVAL));
     assert_eq!(loaded(there, 2 * page()), bytes);
@@ -80,4 +86,12 @@ on_alone!(m18_no_address_space_is_enomem, [kernel, paged, anonymous, device], |s
     assert!(fits.is_ok(), "{fits:?}");
     store(start, 1).unwrap();
     assert_eq!(load(start), Ok(1));
+});
+
+on_alone!(m08_limits_of_locked_memory_come_before_rights, [kernel, paged, device], |s| {
+    let read_only = s.read_only(&pattern(page()));
+    without_capability(CAP_IPC_LOCK);
+    limit(libc::RLIMIT_MEMLOCK, 0);
+    let locked = SHARED | MapFlags::LOCKED;
+    assert_eq!(s.mmap(0, page(), RW, locked, Some(&read_only), 0), Err(Errno::EPERM));
 });

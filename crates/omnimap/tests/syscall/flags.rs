@@ -2,8 +2,9 @@
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 
-use omnimap::posix::{Advice, Errno, MapFlags, Prot, Source};
+use omnimap::posix::{AddressSpace, Advice, Errno, MapFlags, Prot, Source};
 
 use crate::probe::{load, load_signal, store, store_signal};
 use crate::subject::{
@@ -209,9 +210,11 @@ on!(m13_locked_is_resident_and_locked, [kernel, paged, anonymous, device], |s| {
     for flags in [SHARED, PRIVATE] {
         let start = s.mmap(0, 4 * page(), RW, flags | MapFlags::LOCKED, thing.as_ref(), 0).unwrap();
         assert!(is_locked(start));
+        let noted = || AddressSpace::at(start).map(|mapping| mapping.is_locked());
+        assert!(noted().is_none_or(|noted| noted), "where it is ours");
         assert_eq!(s.resident(start, 4 * page()), [true; 4]);
         s.munlock(start, 4 * page()).unwrap();
-        assert!(!is_locked(start));
+        assert!(!is_locked(start) && !noted().is_some_and(|noted| noted));
         s.munmap(start, 4 * page()).unwrap();
     }
 });
@@ -226,6 +229,32 @@ on!(m14_populate_reads_ahead_and_minds_no_end, [kernel, paged, anonymous, device
         let nonblock = flags | MapFlags::POPULATE | MapFlags::NONBLOCK;
         let again = s.mmap(0, 4 * page(), RW, nonblock, thing.as_ref(), 0).unwrap();
         assert_eq!(load(again + page()), Ok(thing.as_ref().map_or(0, |_| bytes[page()])));
+    }
+});
+
+on!(m14_populate_shows_what_is_there_already, [kernel, paged], |s| {
+    let thing = s.object(&pattern(4 * page()));
+    let before = s.map(4 * page(), SHARED, Some(&thing));
+    (0..4).for_each(|at| assert!(load(before + at * page()).is_ok()));
+    let start = s.mmap(0, 4 * page(), Prot::READ, SHARED | MapFlags::POPULATE, Some(&thing), 0).unwrap();
+    let mut entries = [0; 32];
+    let pagemap = std::fs::File::open("/proc/self/pagemap").unwrap();
+    pagemap.read_exact_at(&mut entries, (start / page() * 8) as u64).unwrap();
+    let present = entries.as_chunks::<8>().0.iter().map(|entry| u64::from_ne_bytes(*entry) >> 63);
+    assert_eq!(present.collect::<Vec<_>>(), [1; 4]);
+});
+
+on!(m05_a_private_kind_that_is_new_is_known_and_goes, [anonymous], |s| {
+    // MAP_DROPPABLE, since Linux 6.11.
+    let flags = MapFlags(8) | MapFlags::ANONYMOUS;
+    // SAFETY: a new mapping at a place of the kernel's choice.
+    let kernels = unsafe { libc::mmap(std::ptr::null_mut(), page(), RW.0, flags.0, -1, 0) };
+    let made = s.mmap(0, page(), RW, flags, None, 0);
+    assert_eq!(made.is_ok(), kernels != libc::MAP_FAILED, "{made:?}");
+    if let Ok(start) = made {
+        assert!(AddressSpace::at(start).is_some());
+        s.munmap(start, page()).unwrap();
+        assert_eq!(load_signal(start), SIGSEGV);
     }
 });
 

@@ -384,6 +384,16 @@ on!(f02_advice_to_keep_does_not_take_back_advice_to_leave_out, [kernel, anonymou
     child.succeeds();
 });
 
+on!(f02_advice_to_wipe_does_not_take_back_advice_to_leave_out, [kernel, anonymous], |s| {
+    let start = s.map(2 * page(), PRIVATE, NOTHING);
+    store(start, 1).unwrap();
+    s.madvise(start, page(), Advice::DONTFORK).unwrap();
+    s.madvise(start, page(), Advice::WIPEONFORK).unwrap();
+    fork(|| assert_eq!(load_signal(start), Some(libc::SIGSEGV))).succeeds();
+    s.madvise(start, page(), Advice::DOFORK).unwrap();
+    fork(|| assert_eq!(load(start), Ok(0), "both are kept")).succeeds();
+});
+
 on!(e2_e3_a_page_that_fails_in_a_child_is_sigbus_and_comes_later, [paged], |_s| {
     let store = MemoryStore::new("fails", pattern(8 * page()));
     let faulty = Arc::new(Faulty::new(Arc::new(store)));

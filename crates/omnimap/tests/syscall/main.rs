@@ -14,6 +14,7 @@ mod exec;
 mod flags;
 mod fork;
 mod fork_programs;
+mod inherited;
 mod madvise;
 mod mincore;
 mod minherit;

@@ -49,8 +49,20 @@ on!(l05_bad_ranges, [kernel, paged, anonymous, device], |s| {
     assert_eq!(s.mincore(start, usize::MAX, &mut []), Err(Errno::ENOMEM));
     assert_eq!(s.mincore(start, usize::MAX - start + 1, &mut []), Err(Errno::ENOMEM));
     assert_eq!(s.mincore(start, 0, &mut []), Ok(()));
+    let mut short = [9; 2];
+    assert_eq!(s.mincore(start, 4 * page(), &mut short), Err(Errno::ENOMEM), "told as far as the hole");
+    assert_eq!(short.map(|byte| byte & 1), [1, 1]);
+    assert_eq!(s.mincore(start, 1 << 47, &mut short), Err(Errno::ENOMEM));
     let mut vector = [9; 8];
     s.mincore(start, page() + 1, &mut vector).unwrap();
     assert_eq!(vector.map(|byte| byte & 1)[..2], [1, 1]);
     assert_eq!(vector[2..], [9; 6], "not one more is written");
+});
+
+// Of the kernel it is memory behind the vector that would be written to.
+on!(l05_a_vector_that_is_too_short_is_efault, [paged, anonymous, device], |s| {
+    let (_thing, start) = s.memory(&pattern(4 * page()), SHARED);
+    for pages in 0..4 {
+        assert_eq!(s.mincore(start, 4 * page(), &mut vec![9; pages]), Err(Errno::EFAULT), "{pages}");
+    }
 });

@@ -4,12 +4,10 @@ use omnimap::posix::{AddressSpace, Advice, Errno, LockOn, MapFlags, Prot, RemapF
 
 use crate::probe::{load, store};
 use crate::subject::{
-    Column, PRIVATE, RW, SHARED, Thing, free_addresses, is_locked, limit, loaded, page, pattern,
-    without_capability,
+    CAP_IPC_LOCK, Column, PRIVATE, RW, SHARED, Thing, free_addresses, is_locked, limit, loaded, page,
+    pattern, without_capability,
 };
 use crate::{on, on_alone};
-
-const CAP_IPC_LOCK: u32 = 14;
 
 on!(l01_lock_brings_the_range_in_and_keeps_it, [kernel, paged, anonymous, device], |s| {
     let bytes = pattern(6 * page());
@@ -211,4 +209,15 @@ on!(l01_the_budgets_own_limit_is_enomem_and_leaves_nothing_locked, [paged], |s| 
     assert_eq!(made, Err(Errno::EAGAIN));
     object.evict();
     assert_eq!(s.resident(start, 21 * page())[19..], [true, false]);
+});
+
+on_alone!(l01_limits_come_before_a_range_that_wraps, [kernel, paged, anonymous, device], |s| {
+    let (_thing, start) = s.memory(&pattern(page()), SHARED);
+    without_capability(CAP_IPC_LOCK);
+    let length = usize::MAX - page();
+    limit(libc::RLIMIT_MEMLOCK, 64 << 10);
+    assert_eq!(s.mlock(start, length), Err(Errno::ENOMEM));
+    limit(libc::RLIMIT_MEMLOCK, 0);
+    assert_eq!(s.mlock(start, length), Err(Errno::EPERM));
+    assert_eq!(s.munlock(start, length), Err(Errno::EINVAL));
 });

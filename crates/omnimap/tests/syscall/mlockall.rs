@@ -4,9 +4,9 @@ use omnimap::posix::{Errno, LockAll, MapFlags};
 
 use crate::on_alone;
 use crate::probe::load;
-use crate::subject::{PRIVATE, RW, SHARED, is_locked, limit, loaded, page, pattern, without_capability};
-
-const CAP_IPC_LOCK: u32 = 14;
+use crate::subject::{
+    CAP_IPC_LOCK, PRIVATE, RW, SHARED, is_locked, limit, loaded, page, pattern, without_capability,
+};
 
 on_alone!(l04_current_is_what_is_mapped_now, [kernel, paged, anonymous, device], |s| {
     let bytes = pattern(3 * page());

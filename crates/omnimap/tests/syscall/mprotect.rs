@@ -1,6 +1,8 @@
 //! mprotect(2): changing what accesses are allowed.
 
-use omnimap::posix::{Errno, Prot};
+use std::os::fd::AsRawFd;
+
+use omnimap::posix::{AddressSpace, Errno, MapFlags, Prot, Source};
 
 use crate::on;
 use crate::probe::{Raised, load, load_signal, store, store_signal};
@@ -59,17 +61,33 @@ on!(t01_a_hole_is_enomem_and_pages_before_it_have_changed, [kernel, paged, anony
 on!(t01_pages_before_one_that_is_refused_have_changed, [kernel, paged, device], |s| {
     let (object, read_only) = (s.object(&pattern(2 * page())), s.read_only(&pattern(2 * page())));
     let start = free_addresses(4 * page());
-    let fixed = SHARED | omnimap::posix::MapFlags::FIXED;
+    let fixed = SHARED | MapFlags::FIXED;
     s.mmap(start, 2 * page(), Prot::READ, fixed, Some(&object), 0).unwrap();
     s.mmap(start + 2 * page(), 2 * page(), Prot::READ, fixed, Some(&read_only), 0).unwrap();
     assert_eq!(s.mprotect(start, 4 * page(), RW), Err(Errno::EACCES));
     assert_eq!([0, 1, 2, 3].map(|at| store_signal(start + at * page(), 1)), [None, None, SIGSEGV, SIGSEGV]);
 });
 
+on!(t02_what_changed_before_the_kernels_own_mapping_refused_is_known, [paged], |s| {
+    let object = s.object(&pattern(2 * page()));
+    let path = s.path("read-only");
+    std::fs::write(&path, pattern(2 * page())).unwrap();
+    let file = std::fs::File::open(&path).unwrap();
+    let start = free_addresses(4 * page());
+    let fixed = SHARED | MapFlags::FIXED;
+    s.mmap(start, 2 * page(), Prot::READ, fixed, Some(&object), 0).unwrap();
+    let descriptor = Source::Descriptor(file.as_raw_fd());
+    s.mmap_source(start + 2 * page(), 2 * page(), Prot::READ, fixed, descriptor, 0).unwrap();
+    assert_eq!(s.mprotect(start, 4 * page(), RW), Err(Errno::EACCES));
+    assert_eq!([0, 1, 2, 3].map(|at| store_signal(start + at * page(), 1)), [None, None, SIGSEGV, SIGSEGV]);
+    let noted = |at| AddressSpace::at(start + at * page()).map(|mapping| mapping.prot());
+    assert_eq!([noted(1), noted(2)], [Some(RW), Some(Prot::READ)]);
+});
+
 on!(t01_across_mappings_of_several_kinds, [kernel, paged, anonymous, device], |s| {
     let (thing, _) = s.memory(&pattern(2 * page()), SHARED);
     let start = free_addresses(6 * page());
-    let fixed = omnimap::posix::MapFlags::FIXED;
+    let fixed = MapFlags::FIXED;
     s.mmap(start, 2 * page(), RW, SHARED | fixed, thing.as_ref(), 0).unwrap();
     s.mmap(start + 2 * page(), 2 * page(), RW, PRIVATE | fixed, NOTHING, 0).unwrap();
     s.mmap(start + 4 * page(), 2 * page(), RW, PRIVATE | fixed, thing.as_ref(), 0).unwrap();

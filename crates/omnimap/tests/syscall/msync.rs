@@ -65,6 +65,10 @@ on!(y03_sync_with_async_and_unknown_flags_are_einval, [kernel, paged, anonymous,
     assert_eq!(s.msync(start, page(), SyncFlags(8)), Err(Errno::EINVAL));
     assert_eq!(s.msync(start + 1, page(), SYNC), Err(Errno::EINVAL));
     assert_eq!(s.msync(start, usize::MAX - 2 * page(), SYNC), Err(Errno::ENOMEM));
+    let wraps = usize::MAX - start + 1;
+    assert_eq!(s.msync(start, wraps, SYNC), Err(Errno::ENOMEM));
+    assert_eq!(s.msync(start, wraps, SYNC | ASYNC), Err(Errno::EINVAL), "flags come first");
+    assert_eq!(s.msync(start, usize::MAX, SYNC), Ok(()), "rounded up to nothing");
     assert_eq!(s.msync(start, page(), SyncFlags(0)), Ok(()), "Linux has no need of flags");
 });
 

@@ -81,6 +81,8 @@ pub(crate) enum Thing {
 pub(crate) const RW: Prot = Prot(libc::PROT_READ | libc::PROT_WRITE);
 pub(crate) const SHARED: MapFlags = MapFlags::SHARED;
 pub(crate) const PRIVATE: MapFlags = MapFlags::PRIVATE;
+/// capabilities(7).
+pub(crate) const CAP_IPC_LOCK: u32 = 14;
 pub(crate) const SIGBUS: Option<i32> = Some(libc::SIGBUS);
 pub(crate) const SIGSEGV: Option<i32> = Some(libc::SIGSEGV);
 
