@@ -1,11 +1,17 @@
 //! What a child may ask of mappings that its parent serves.
 
-use omnimap::posix::{Advice, Errno, MapFlags, Prot, RemapFlags, SyncFlags};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use omnimap::posix::{Advice, Errno, MapFlags, Prot, RemapFlags, Source, SyncFlags};
+use omnimap::store::{Decorator, FileStore};
+use omnimap::{BackingStore, MapOptions};
 
 use crate::child::{Signal, fork};
 use crate::on;
 use crate::probe::{load, store};
-use crate::subject::{PRIVATE, SHARED, free_addresses, page, pattern};
+use crate::subject::{PRIVATE, RW, SHARED, free_addresses, page, pattern};
 
 on!(y01_a_child_syncs_what_the_object_grew_by_after_the_fork, [kernel, paged], |s| {
     let thing = s.object(&pattern(page()));
@@ -63,4 +69,57 @@ on!(f03_what_a_child_is_refused_changes_nothing, [paged], |s| {
     });
     child.succeeds();
     assert_eq!([load(shared + page()), load(shared + 3 * page())], [Ok(202), Ok(203)]);
+});
+
+/// A file that counts its syncs, of all processes.
+struct Counted {
+    path: PathBuf,
+    file: FileStore,
+    syncs: &'static AtomicU64,
+}
+
+impl Counted {
+    fn open(path: PathBuf, syncs: &'static AtomicU64) -> Counted {
+        Counted { file: FileStore::open_writable(&path).unwrap(), path, syncs }
+    }
+}
+
+impl Decorator for Counted {
+    fn inner(&self) -> &dyn BackingStore {
+        &self.file
+    }
+    fn sync(&self) -> omnimap::store::Result<()> {
+        self.syncs.fetch_add(1, Ordering::SeqCst);
+        self.file.sync()
+    }
+    fn reopen(&self) -> omnimap::store::Result<Arc<dyn BackingStore>> {
+        Ok(Arc::new(Counted::open(self.path.clone(), self.syncs)))
+    }
+}
+
+on!(y01_who_goes_on_syncs_what_a_dead_process_had_written, [paged], |s| {
+    const PAGES: usize = 64;
+    let path = s.path("counted");
+    std::fs::write(&path, vec![0; PAGES * page()]).unwrap();
+    // SAFETY: zeros, shared with children, for good.
+    let syncs = unsafe { &*(s.map(page(), SHARED, None) as *const AtomicU64) };
+    let (gone, report) = (Signal::new(), Signal::new());
+    let parent = fork(|| {
+        let counted = Arc::new(Counted::open(path.clone(), syncs));
+        let object = MapOptions::new().budget(8 * page() as u64).object_mut(counted).unwrap();
+        let start = s.mmap_source(0, PAGES * page(), RW, SHARED, Source::Object(&object), 0).unwrap();
+        (0..PAGES).for_each(|at| store(start + at * page(), 7).unwrap());
+        let _ = fork(|| {
+            gone.wait();
+            let absent = (0..PAGES).find(|at| !s.resident(start + at * page(), page())[0]).unwrap();
+            s.msync(start + absent * page(), page(), SyncFlags::SYNC).unwrap();
+            assert!(syncs.load(Ordering::SeqCst) > 0, "it may lie in the file's cache alone");
+            report.give();
+        });
+        // SAFETY: ends the process.
+        unsafe { libc::raise(libc::SIGKILL) };
+    });
+    parent.ends();
+    gone.give();
+    report.wait();
 });
