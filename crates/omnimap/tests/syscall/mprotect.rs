@@ -68,7 +68,7 @@ on!(t01_pages_before_one_that_is_refused_have_changed, [kernel, paged, device], 
     assert_eq!([0, 1, 2, 3].map(|at| store_signal(start + at * page(), 1)), [None, None, SIGSEGV, SIGSEGV]);
 });
 
-on!(t02_what_changed_before_the_kernels_own_mapping_refused_is_known, [paged], |s| {
+on!(t01_what_changed_before_the_kernels_own_mapping_refused_is_known, [paged], |s| {
     let object = s.object(&pattern(2 * page()));
     let path = s.path("read-only");
     std::fs::write(&path, pattern(2 * page())).unwrap();
