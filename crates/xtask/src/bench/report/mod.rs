@@ -182,19 +182,18 @@ fn measure(
         save(bench, results)?;
     }
     other::faults(bench, results, options)?;
+    // After all others, for they change the file.
+    other::writes(bench, results, options, &plain)?;
+    save(bench, results)?;
     if let Some(uniform) = results.workloads.iter().find(|outcome| outcome.workload == Workload::Uniform) {
         results.series.push(series::latency(uniform));
     }
     if options.only.is_empty() {
-        results.series.push(series::budget(bench, &scale, &plain)?);
-        save(bench, results)?;
-        results.series.push(series::threads(bench, &scale, &plain)?);
-        results.series.push(series::mappings(bench, &scale)?);
-        results.series.push(series::object_size(bench, &scale, directory)?);
-        save(bench, results)?;
+        for plot in [series::budget, series::threads, series::mappings, series::object_size] {
+            results.series.push(plot(bench, &scale, &plain)?);
+            save(bench, results)?;
+        }
     }
-    // The last, for they change the file.
-    other::writes(bench, results, options, &plain)?;
     save(bench, results)
 }
 

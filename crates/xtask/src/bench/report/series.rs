@@ -77,12 +77,12 @@ pub(super) fn threads(bench: &mut Bench, scale: &Scale, path: &Path) -> Result<S
 }
 
 /// Uniform, in sparse files of several sizes, all larger than the budget: what a fault costs without a disk.
-pub(super) fn object_size(bench: &mut Bench, scale: &Scale, directory: &Path) -> Result<Series> {
+pub(super) fn object_size(bench: &mut Bench, scale: &Scale, beside: &Path) -> Result<Series> {
     bench.step("plot: sizes");
     let (budget_bytes, mut points) = (scale.file_bytes / 128, Vec::new());
     for part in [64, 16, 4, 1] {
         let bytes = scale.file_bytes / part / PAGE_BYTES * PAGE_BYTES;
-        let path = directory.join(format!("sparse-{part}"));
+        let path = beside.with_file_name(format!("sparse-{part}"));
         File::create(&path)?.set_len(bytes)?;
         let task = plain(scale, &path, Pattern::Uniform, scale.operations(30_000));
         points.push(((bytes >> 20) as f64, Task { bytes, budget_bytes, ..task }));
@@ -151,7 +151,7 @@ fn lines(
 const MAPPED_PAGES: u64 = 80_000;
 
 /// The cost of a fault while more and more mappings are open, which share a budget of an eighth of their bytes.
-pub(super) fn mappings(bench: &mut Bench, scale: &Scale) -> Result<Series> {
+pub(super) fn mappings(bench: &mut Bench, scale: &Scale, _: &Path) -> Result<Series> {
     bench.step("plot: mappings");
     let store = Arc::new(MemoryStore::new("memory", vec![0; (MAPPED_PAGES * PAGE_BYTES) as usize]));
     let mut lines = Vec::new();
