@@ -67,7 +67,7 @@ enum What {
     Views,
     /// An object of an S3 server behind 30 ms and 100 MB/s, against a parallel downloader. Takes 4 minutes.
     Remote,
-    /// All workloads on Omnimap, the kernel's mapping and a buffer pool; writes docs/benchmarks.md. Takes 20 minutes.
+    /// All workloads on Omnimap, the kernel's mapping and a buffer pool; writes docs/benchmarks.md. Takes an hour.
     Report,
 }
 
