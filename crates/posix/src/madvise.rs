@@ -31,7 +31,8 @@ use crate::range::{address, range};
 /// # Errors
 /// The kernel's: `EINVAL` for an address that is not aligned, an advice that is none or not for this kind of mapping, or
 /// pages that are locked; `ENOMEM` if nothing is mapped in some of the range (the rest is done); `EACCES` for `REMOVE` where
-/// stores do not reach the object. `EIO` if a store fails.
+/// stores do not reach the object. `EIO` if a store fails. Guard pages (`MADV_GUARD_INSTALL`) are `EINVAL` where something is
+/// paged.
 ///
 /// # Safety
 /// `DONTNEED`, `FREE` and `REMOVE` change bytes that nothing may borrow.
@@ -87,9 +88,14 @@ pub unsafe fn madvise(start: *mut c_void, length: usize, advice: Advice) -> Resu
             note_inheritance(&range, advice, answer)
         }
         Advice::WIPEONFORK | Advice::KEEPONFORK => note_inheritance(&range, advice, kernel(&range, advice)),
+        // The kernel would keep marks of its own where the engine has its marks (madvise(2), since Linux 6.13).
+        Advice(GUARD_INSTALL | GUARD_REMOVE) if !paged(&range).is_empty() => Err(Errno::EINVAL),
         _ => kernel(&range, advice),
     }
 }
+
+const GUARD_INSTALL: i32 = 102;
+const GUARD_REMOVE: i32 = 103;
 
 /// As the hints of [`madvise`], which change nothing but speed: `DONTNEED` keeps all bytes (posix_madvise(3)).
 ///

@@ -172,6 +172,11 @@ on!(l06_bad_ranges_and_advice, [kernel, paged, anonymous, device], |s| {
     }
     assert_eq!(s.madvise(start, page(), Advice(77)), Err(Errno::EINVAL));
     assert_eq!(s.madvise(start, 0, Advice(77)), Err(Errno::EINVAL));
+    if s.is_paged() {
+        for guard in [102, 103] {
+            assert_eq!(s.madvise(start, page(), Advice(guard)), Err(Errno::EINVAL));
+        }
+    }
 });
 
 on!(l06_what_lies_behind_a_hole_is_done, [kernel, paged, anonymous, device], |s| {

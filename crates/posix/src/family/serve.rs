@@ -152,7 +152,12 @@ impl Serving {
             }
             Ask::Sync { cookie, start, end, waits } => {
                 // It may take long, and others ask as well.
-                thread::spawn(move || reply(&into, sync(cookie, start, end, waits)));
+                let into = Arc::new(into);
+                let asked = into.clone();
+                let answer = move || reply(&asked, sync(cookie, start, end, waits));
+                if thread::Builder::new().spawn(answer).is_err() {
+                    reply(&into, Err(Errno::EAGAIN)); // No more threads: for the child to try again.
+                }
             }
         }
     }
