@@ -6,6 +6,7 @@ use omnimap_host::linux::calls;
 
 use crate::address_space::space;
 use crate::errno::{Errno, Result};
+use crate::family::SyncKind;
 use crate::flags::SyncFlags;
 use crate::range::{address, range, whole_pages};
 
@@ -34,22 +35,18 @@ pub fn msync(start: *mut c_void, length: usize, flags: SyncFlags) -> Result<()> 
     let mut outcome = Ok(());
     for mapping in shared {
         let Some(object) = mapping.paged_shared() else { continue };
-        let is_served_here = object.is_served_here();
         // Whoever serves it knows how long it is.
-        let bytes = if is_served_here { mapping.bytes_inside(object) } else { mapping.bytes() };
+        let bytes = if object.is_served_here() { mapping.bytes_inside(object) } else { mapping.bytes() };
         if object.rights() == crate::Rights::ReadOnly {
             continue; // Held to the version that was opened; nothing is dirty.
         }
-        let mut done = Ok(());
-        if flags.contains(SyncFlags::SYNC) {
-            done = object.sync_range(bytes.clone(), true);
-        } else if flags.contains(SyncFlags::ASYNC) {
-            done = object.sync_range(bytes.clone(), false);
-        }
-        if done.is_ok() && flags.contains(SyncFlags::INVALIDATE) && is_served_here {
-            done = object.live().bytes.invalidate(bytes).map_err(Errno::from);
-        }
-        outcome = outcome.and(done);
+        let asked = [
+            (SyncFlags::SYNC, SyncKind::Wait),
+            (SyncFlags::ASYNC, SyncKind::Start),
+            (SyncFlags::INVALIDATE, SyncKind::Invalidate),
+        ];
+        let mut asked = asked.into_iter().filter(|(flag, _)| flags.contains(*flag));
+        outcome = outcome.and(asked.try_for_each(|(_, how)| object.sync_range(bytes.clone(), how)));
     }
     outcome?;
     Ok(answer?)

@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 use omnimap_core::{MappedView, MemoryObject, PageCache};
 
 use crate::errno::{Errno, Result};
-use crate::family::{self, Family};
+use crate::family::{self, Family, SyncKind};
 
 /// How an object was opened: what its mappings may be (mmap(2), `EACCES`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,12 +98,14 @@ impl Object {
         if self.is_served_here() { Ok(()) } else { Err(Errno::ECHILD) }
     }
 
-    /// Makes what is dirty of a range durable, or begins to, wherever it is served.
-    pub(crate) fn sync_range(&self, bytes: Range<u64>, waits: bool) -> Result<()> {
-        match self.family.get() {
-            Some(family) if !self.is_served_here() => family.ask_sync(self.cookie, bytes, waits),
-            _ if waits => Ok(self.live().bytes.sync(bytes)?),
-            _ => Ok(self.live().bytes.start_sync(bytes)?),
+    /// Brings a range into step with the store, wherever it is served.
+    pub(crate) fn sync_range(&self, bytes: Range<u64>, how: SyncKind) -> Result<()> {
+        let own = &self.live().bytes;
+        match (self.family.get(), how) {
+            (Some(family), _) if !self.is_served_here() => family.ask_sync(self.cookie, bytes, how),
+            (_, SyncKind::Start) => Ok(own.start_sync(bytes)?),
+            (_, SyncKind::Wait) => Ok(own.sync(bytes)?),
+            (_, SyncKind::Invalidate) => Ok(own.invalidate(bytes)?),
         }
     }
 

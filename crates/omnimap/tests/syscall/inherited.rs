@@ -32,6 +32,8 @@ on!(y03_l06_a_child_may_invalidate_populate_and_page_out, [kernel, paged], |s| {
     let bytes = pattern(4 * page());
     let thing = s.object(&bytes);
     let start = s.map(4 * page(), SHARED, Some(&thing));
+    assert_eq!(load(start + 2 * page()), Ok(bytes[2 * page()]));
+    thing.write(2 * page() as u64, &[202]);
     let child = fork(|| {
         for advice in [Advice::POPULATE_READ, Advice::POPULATE_WRITE, Advice::PAGEOUT, Advice::WILLNEED] {
             assert_eq!(s.madvise(start, 4 * page(), advice), Ok(()), "{advice:?}");
@@ -39,6 +41,7 @@ on!(y03_l06_a_child_may_invalidate_populate_and_page_out, [kernel, paged], |s| {
         store(start, 201).unwrap();
         assert_eq!(s.msync(start, 4 * page(), SyncFlags::SYNC | SyncFlags::INVALIDATE), Ok(()));
         assert_eq!((load(start), load(start + page())), (Ok(201), Ok(bytes[page()])));
+        assert_eq!(load(start + 2 * page()), Ok(202), "what the store has, not what was in memory");
     });
     child.succeeds();
     assert_eq!(thing.stored()[0], 201);

@@ -45,8 +45,23 @@ pub(crate) enum Ask {
     /// A child has these views, all of objects of one cache; with their userfaultfd. A long list comes in parts. As a will,
     /// it comes without a pipe.
     Join { process: u32, nonce: u64, fork: u64, part: u64, is_last: bool, views: Vec<JoinedView> },
-    /// Make a range of an object durable, or begin to.
-    Sync { cookie: u64, start: u64, end: u64, waits: bool },
+    /// Bring a range of an object into step with its store.
+    Sync { cookie: u64, start: u64, end: u64, how: SyncKind },
+}
+
+/// What msync(2) can ask of a range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SyncKind {
+    /// Begin to make it durable.
+    Start,
+    /// Make it durable.
+    Wait,
+    /// Have the store's bytes, where nothing is dirty.
+    Invalidate,
+}
+
+impl SyncKind {
+    const ALL: [SyncKind; 3] = [SyncKind::Start, SyncKind::Wait, SyncKind::Invalidate];
 }
 
 /// Views in one datagram.
@@ -64,7 +79,7 @@ impl Ask {
                 }
                 words
             }
-            Ask::Sync { cookie, start, end, waits } => vec![2, *cookie, *start, *end, u64::from(*waits)],
+            Ask::Sync { cookie, start, end, how } => vec![2, *cookie, *start, *end, *how as u64],
         }
     }
 
@@ -84,8 +99,9 @@ impl Ask {
                 let (nonce, fork, part, is_last) = (*nonce, *fork, *part, *is_last == 1);
                 rest.is_empty().then_some(Ask::Join { process, nonce, fork, part, is_last, views })
             }
-            [2, cookie, start, end, waits] => {
-                Some(Ask::Sync { cookie: *cookie, start: *start, end: *end, waits: *waits == 1 })
+            [2, cookie, start, end, how] => {
+                let how = SyncKind::ALL.into_iter().find(|kind| *kind as u64 == *how)?;
+                Some(Ask::Sync { cookie: *cookie, start: *start, end: *end, how })
             }
             _ => None,
         }
@@ -151,7 +167,7 @@ mod tests {
         let views = vec![view; VIEWS_MAX];
         let asks = [
             Ask::Join { process: 9, nonce: u64::MAX, fork: 3, part: 2, is_last: true, views },
-            Ask::Sync { cookie: 1, start: 2, end: 3, waits: false },
+            Ask::Sync { cookie: 1, start: 2, end: 3, how: SyncKind::Invalidate },
         ];
         for ask in &asks {
             ask.send(&a, &[a.as_fd(), b.as_fd()]).unwrap();

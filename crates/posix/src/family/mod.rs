@@ -32,6 +32,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use self::join::Inherited;
 pub(crate) use self::join::Joining;
 use self::message::Ask;
+pub(crate) use self::message::SyncKind;
 use crate::errno::{Errno, Result};
 use crate::object::Object;
 
@@ -171,8 +172,8 @@ impl Family {
     }
 
     /// Asks for a range of an object to be made durable.
-    pub(crate) fn ask_sync(&self, cookie: u64, bytes: Range<u64>, waits: bool) -> Result<()> {
-        let ask = Ask::Sync { cookie, start: bytes.start, end: bytes.end, waits };
+    pub(crate) fn ask_sync(&self, cookie: u64, bytes: Range<u64>, how: SyncKind) -> Result<()> {
+        let ask = Ask::Sync { cookie, start: bytes.start, end: bytes.end, how };
         let (answer, into) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| Errno(e.raw_os_error()))?;
         ask.send(&self.ask, &[into.as_fd()]).map_err(|e| Errno(e.raw_os_error()))?;
         drop(into);

@@ -11,7 +11,7 @@ use omnimap_host::{Address, start_thread};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use super::message::{Ask, JoinedView};
+use super::message::{Ask, JoinedView, SyncKind};
 use super::{Family, objects};
 use crate::errno::{Errno, Result};
 use crate::object::Object;
@@ -150,11 +150,11 @@ impl Serving {
                     reply(&into, outcome);
                 }
             }
-            Ask::Sync { cookie, start, end, waits } => {
+            Ask::Sync { cookie, start, end, how } => {
                 // It may take long, and others ask as well.
                 let into = Arc::new(into);
                 let asked = into.clone();
-                let answer = move || reply(&asked, sync(cookie, start, end, waits));
+                let answer = move || reply(&asked, sync(cookie, start, end, how));
                 if thread::Builder::new().spawn(answer).is_err() {
                     reply(&into, Err(Errno::EAGAIN)); // No more threads: for the child to try again.
                 }
@@ -198,10 +198,10 @@ fn open_process(process: u32) -> Option<OwnedFd> {
     pidfd_open(Pid::from_raw(process as i32)?, PidfdFlags::empty()).ok()
 }
 
-fn sync(cookie: u64, start: u64, end: u64, waits: bool) -> Result<()> {
+fn sync(cookie: u64, start: u64, end: u64, how: SyncKind) -> Result<()> {
     let object = objects().get(cookie).ok_or(Errno::ENOENT)?;
     let end = end.min(object.len());
-    object.sync_range(start.min(end)..end, waits)
+    object.sync_range(start.min(end)..end, how)
 }
 
 fn reply(into: &OwnedFd, outcome: Result<()>) {
