@@ -60,6 +60,24 @@ impl ProcessId {
     }
 }
 
+/// A [`ProcessId`] that is asked in signal context.
+pub(crate) struct AtomicProcessId(AtomicU32);
+
+impl AtomicProcessId {
+    pub(crate) const fn none() -> Self {
+        AtomicProcessId(AtomicU32::new(0))
+    }
+
+    pub(crate) fn store(&self, process: ProcessId) {
+        self.0.store(process.0, Ordering::Release);
+    }
+
+    /// Whether the caller is in that process. Safe in signal context.
+    pub(crate) fn is_current(&self) -> bool {
+        ProcessId(self.0.load(Ordering::Acquire)).is_current()
+    }
+}
+
 /// Ends the process, after a line on standard error: going on would leave a thread asleep for ever, or show wrong bytes.
 ///
 /// Besides the line before SIGBUS this is the only thing that the library ever prints, and for the same reason.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use omnimap::store::{Answers, BackingStore, Faulty, MemoryStore, Misbehaviour, StoreError, Transfer};
 use omnimap::{Advice, Cache, FaultMode, MapOptions};
-use omnimap_testkit::{Prng, in_child, pattern, pattern_store, within};
+use omnimap_testkit::{Prng, in_child, is_child, pattern, pattern_store, within};
 
 const LIMIT: Duration = Duration::from_secs(60);
 const MIB: u64 = 1 << 20;
@@ -105,7 +105,8 @@ fn m22_what_is_stored_after_the_end_moved_to_and_fro_is_written_in_each_mode() {
 
 /// What a child of the test became that did something in a mode.
 fn in_child_with(name: &str, mode: FaultMode, work: impl FnOnce(MapOptions)) -> Option<Output> {
-    if !modes().contains(&mode) {
+    // In the child that would install our handlers.
+    if !is_child(name) && !modes().contains(&mode) {
         return None;
     }
     let output = in_child(name, LIMIT);
@@ -194,6 +195,56 @@ fn e2_an_earlier_sigsegv_handler_runs_for_faults_that_are_not_ours() {
     });
     if let Some(output) = output {
         assert_eq!(output.status.code(), Some(42), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+static TOLD: AtomicUsize = AtomicUsize::new(0);
+
+extern "C" fn count(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    TOLD.fetch_add(1, Ordering::SeqCst);
+}
+
+/// Pages come and go in a cache of this process; one fails, is told about, and is tried again.
+fn use_a_cache(mode: FaultMode) {
+    TOLD.store(0, Ordering::SeqCst);
+    let store = Arc::new(Faulty::new(Arc::new(pattern_store(8 * MIB))));
+    let mapping = options(mode).map_shared(store.clone()).unwrap();
+    assert!((0..).zip(mapping.iter()).all(|(at, byte)| *byte == pattern(at)), "{mode}");
+    store.on_read(0..1, Misbehaviour::Fail, 2);
+    assert_eq!(mapping[5], pattern(5), "{mode}: when the store is well again");
+    assert_eq!(TOLD.load(Ordering::SeqCst), 2, "{mode}: and each failure was told of");
+}
+
+#[test]
+fn e2_e3_f03_a_forked_child_has_caches_of_its_own_in_each_mode() {
+    let name = "e2_e3_f03_a_forked_child_has_caches_of_its_own_in_each_mode";
+    let output = in_child_with(name, FaultMode::Trap, |_| {
+        install(libc::SIGBUS, count as *const () as usize);
+        for mode in modes() {
+            use_a_cache(mode);
+            // SAFETY: no other thread has a lock that the child needs: what the engine's have is given back by now.
+            match unsafe { libc::fork() } {
+                0 => {
+                    // SAFETY: a limit for the child.
+                    unsafe { libc::alarm(30) };
+                    modes().into_iter().for_each(use_a_cache);
+                    // SAFETY: ends the child without what is its parent's to do.
+                    unsafe { libc::_exit(0) };
+                }
+                child => {
+                    let mut status = 0;
+                    // SAFETY: waits for the child.
+                    assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+                    assert_eq!(status, 0, "{mode}");
+                }
+            }
+        }
+    });
+    if let Some(output) = output {
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{errors}");
+        let each = 2 * modes().len() * (1 + modes().len());
+        assert_eq!(errors.lines().filter(|line| line.contains("omnimap: SIGBUS")).count(), each, "{errors}");
     }
 }
 

@@ -11,7 +11,7 @@ const VARIABLE: &str = "OMNIMAP_TEST_CHILD";
 /// # Panics
 /// If the child takes longer than `limit`; it is killed then.
 pub fn in_child(name: &str, limit: Duration) -> Option<Output> {
-    if std::env::var(VARIABLE).as_deref() == Ok(name) {
+    if is_child(name) {
         return None;
     }
     let program = std::env::current_exe().expect("the test's own program");
@@ -39,4 +39,9 @@ pub fn in_child(name: &str, limit: Duration) -> Option<Output> {
     child.stdout.take().expect("piped").read_to_end(&mut output.stdout).expect("its output");
     child.stderr.take().expect("piped").read_to_end(&mut output.stderr).expect("its errors");
     Some(output)
+}
+
+/// Whether this process is the child that runs a test.
+pub fn is_child(name: &str) -> bool {
+    std::env::var(VARIABLE).as_deref() == Ok(name)
 }

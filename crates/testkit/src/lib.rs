@@ -11,7 +11,7 @@ mod sync;
 mod web;
 
 pub use bytes::{Prng, pattern, pattern_store};
-pub use child::in_child;
+pub use child::{in_child, is_child};
 pub use limits::within;
 pub use simulated::{Outcome, SimulatedHost, SimulatedView};
 pub use skip::{skip, skip_without_kernel_faults, skip_without_mappings};

@@ -13,7 +13,7 @@ use super::userfaultfd::{Notice, Userfaultfd};
 use super::view::{LinuxView, hold_unmarked};
 use super::view_list::ViewList;
 use super::window::Window;
-use super::{failures, fault_signals, page_bytes, pagemap};
+use super::{failures, fault_ranges, fault_signals, fault_slots, page_bytes, pagemap};
 use crate::{Result, Use, View, ViewRequest};
 
 /// The views of a child: mapped and registered as its parent's were, and served by whoever has the descriptor.
@@ -74,6 +74,8 @@ impl ChildViews {
 pub struct HeldForFork {
     _unmarked: RwLockWriteGuard<'static, ()>,
     _failures: MutexGuard<'static, usize>,
+    _ranges: MutexGuard<'static, ()>,
+    _slots: Box<dyn Any>,
     _pagemap: Box<dyn Any>,
 }
 
@@ -82,7 +84,13 @@ impl HeldForFork {
     pub fn new() -> HeldForFork {
         // Whoever maps a view needs the others to drop it, if that fails.
         let _unmarked = hold_unmarked();
-        HeldForFork { _unmarked, _failures: failures::hold(), _pagemap: Box::new(pagemap::hold()) }
+        HeldForFork {
+            _unmarked,
+            _failures: failures::hold(),
+            _ranges: fault_ranges::hold(),
+            _slots: Box::new(fault_slots::unused()),
+            _pagemap: Box::new(pagemap::hold()),
+        }
     }
 }
 

@@ -114,6 +114,12 @@ pub(super) fn forget(start: Address, bytes: u64) {
     }
 }
 
+/// Forgets everything: a forked child has none of the views.
+pub(super) fn clear() {
+    let _writer = hold();
+    SLOTS.iter().for_each(|slot| slot.write(|slot| slot.bytes.store(0, Ordering::Relaxed)));
+}
+
 /// Drops the poison of a range that was recorded and not forgotten. Safe in signal context.
 ///
 /// A view forgets what was recorded for it before it is unmapped, so the range is still a view of ours.

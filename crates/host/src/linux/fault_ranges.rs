@@ -5,7 +5,7 @@
 
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering, fence};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::fault_slots::FaultSlots;
 use crate::{Address, FaultMode};
@@ -58,8 +58,13 @@ pub(super) struct FaultRange {
     pub(super) is_writable: bool,
 }
 
+/// Keeps writers out while the process is forked: the child has none of their threads, and finds the lock free.
+pub(super) fn hold() -> MutexGuard<'static, ()> {
+    WRITER.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 pub(super) fn add(range: FaultRange) {
-    let _writer = WRITER.lock().unwrap_or_else(PoisonError::into_inner);
+    let _writer = hold();
     let entry = free_entry();
     entry.slots.store(ptr::from_ref(range.slots).cast_mut(), Ordering::Relaxed);
     entry.is_trap.store(range.mode == FaultMode::Trap, Ordering::Relaxed);
@@ -69,7 +74,7 @@ pub(super) fn add(range: FaultRange) {
 }
 
 pub(super) fn remove(start: Address) {
-    let _writer = WRITER.lock().unwrap_or_else(PoisonError::into_inner);
+    let _writer = hold();
     let used = |entry: &&Entry| {
         entry.end.load(Ordering::Relaxed) != 0 && entry.start.load(Ordering::Relaxed) == start.0
     };
@@ -78,6 +83,12 @@ pub(super) fn remove(start: Address) {
         // Before it is used again: a reader looks at the end last.
         fence(Ordering::SeqCst);
     }
+}
+
+/// Forgets everything: a forked child has none of the views.
+pub(super) fn clear() {
+    let _writer = hold();
+    all().for_each(|entry| entry.end.store(0, Ordering::Release));
 }
 
 /// Finds the range of an address. Safe in signal context.

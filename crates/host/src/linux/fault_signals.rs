@@ -9,28 +9,28 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use super::failures::{self, Failure};
 use super::fault_ranges::{self, FaultRange};
 use super::fault_slots::Verdict;
 use crate::error::During;
+use crate::process::AtomicProcessId;
 use crate::{FaultMode, ProcessId, Result};
 
 /// si_code of an access to what is not there (`asm-generic/siginfo.h`).
 const BUS_ADRERR: i32 = 2;
 
-/// What the program had installed before us, and in which process.
-struct Earlier {
-    action: libc::sigaction,
-    process: ProcessId,
-}
+/// What the program had installed before us.
+static EARLIER_SIGBUS: OnceLock<libc::sigaction> = OnceLock::new();
+static EARLIER_SIGSEGV: OnceLock<libc::sigaction> = OnceLock::new();
 
-static EARLIER_SIGBUS: OnceLock<Earlier> = OnceLock::new();
-static EARLIER_SIGSEGV: OnceLock<Earlier> = OnceLock::new();
+/// The process for whose views failures and ranges are recorded. A forked child has the records and not the views.
+static RECORDED_IN: AtomicProcessId = AtomicProcessId::none();
 
-/// Installs what a mode needs, once in a process.
+/// Installs what a mode needs, once: a forked child has the handlers.
 pub(super) fn install(mode: FaultMode) -> Result<()> {
+    record_here();
     static SIGBUS: OnceLock<std::result::Result<(), i32>> = OnceLock::new();
     static SIGSEGV: OnceLock<std::result::Result<(), i32>> = OnceLock::new();
     install_once(&SIGBUS, libc::SIGBUS, &EARLIER_SIGBUS).during("sigaction(SIGBUS)")?;
@@ -40,16 +40,27 @@ pub(super) fn install(mode: FaultMode) -> Result<()> {
     Ok(())
 }
 
+/// What is recorded from now on is this process's.
+fn record_here() {
+    static CHANGING: Mutex<()> = Mutex::new(());
+    let _changing = CHANGING.lock().unwrap_or_else(PoisonError::into_inner);
+    if !RECORDED_IN.is_current() {
+        failures::clear();
+        fault_ranges::clear();
+        RECORDED_IN.store(ProcessId::current());
+    }
+}
+
 fn install_once(
     once: &OnceLock<std::result::Result<(), i32>>,
     signal: i32,
-    into: &OnceLock<Earlier>,
+    into: &OnceLock<libc::sigaction>,
 ) -> io::Result<()> {
     let install = || install_now(signal, into).map_err(|e| e.raw_os_error().unwrap_or(libc::EINVAL));
     once.get_or_init(install).map_err(io::Error::from_raw_os_error)
 }
 
-fn install_now(signal: i32, into: &OnceLock<Earlier>) -> io::Result<()> {
+fn install_now(signal: i32, into: &OnceLock<libc::sigaction>) -> io::Result<()> {
     let mut earlier = MaybeUninit::<libc::sigaction>::zeroed();
     // SAFETY: a null new action only asks; the kernel fills `earlier`.
     let asked = unsafe { libc::sigaction(signal, std::ptr::null(), earlier.as_mut_ptr()) };
@@ -59,7 +70,7 @@ fn install_now(signal: i32, into: &OnceLock<Earlier>) -> io::Result<()> {
     // SAFETY: filled by the call above.
     let earlier = unsafe { earlier.assume_init() };
     // Known before the handler can run.
-    let _ = into.set(Earlier { action: earlier, process: ProcessId::current() });
+    let _ = into.set(earlier);
     // SAFETY: an all-zero sigaction is valid: no flags, an empty mask.
     let mut ours: libc::sigaction = unsafe { std::mem::zeroed() };
     ours.sa_sigaction = on_signal as *const () as usize;
@@ -81,7 +92,7 @@ extern "C" fn on_signal(signal: i32, info: *mut libc::siginfo_t, context: *mut l
     unsafe { errno.write(before) };
 }
 
-fn earlier(signal: i32) -> Option<&'static Earlier> {
+fn earlier(signal: i32) -> Option<&'static libc::sigaction> {
     if signal == libc::SIGBUS { EARLIER_SIGBUS.get() } else { EARLIER_SIGSEGV.get() }
 }
 
@@ -90,11 +101,9 @@ fn handle(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     let details = unsafe { &*info };
     // SAFETY: a signal from a fault has si_addr; from kill(2) the same bytes hold something that is not looked at.
     let address = unsafe { details.si_addr() } as usize;
-    let Some(earlier) = earlier(signal) else { return };
     // Zero or less: sent by somebody, and not raised by an access (sigaction(2)).
     let by_access = details.si_code > 0;
-    // A forked child has what was recorded, and not the views that it was recorded for.
-    let ours = by_access && earlier.process.is_current();
+    let ours = by_access && RECORDED_IN.is_current();
     if let Some(range) = fault_ranges::find(address).filter(|_| ours)
         && let Some(is_store) = fault_of(&range, signal, context)
     {
@@ -184,7 +193,7 @@ fn say_why(failure: &Failure) {
 
 /// Calls the earlier handler of a signal; `true` if one ran and meant the program to go on.
 fn pass_on(signal: i32, by_access: bool, info: *mut libc::siginfo_t, context: *mut libc::c_void) -> bool {
-    let Some(Earlier { action, .. }) = earlier(signal) else { return false };
+    let Some(action) = earlier(signal) else { return false };
     if action.sa_sigaction == libc::SIG_IGN && !by_access {
         return true;
     }

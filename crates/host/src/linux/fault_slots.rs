@@ -12,12 +12,12 @@ use std::hint;
 use std::io;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 use std::{ptr, thread};
 
 use super::fault_stacks::{self, FaultStack};
-use crate::{Access, Address, Fault, FaultServer, Waited};
+use crate::{Access, Address, Fault, FaultServer, ProcessId, Waited};
 
 /// Faults that are waited for at a time; more threads wait for a slot first. Bits of a word.
 const SLOTS: usize = 64;
@@ -82,16 +82,21 @@ static SPINNERS_MAX: OnceLock<u32> = OnceLock::new();
 /// Slots that no host uses. A handler may look at slots at any time, so they are never freed.
 static UNUSED: Mutex<Vec<&'static FaultSlots>> = Mutex::new(Vec::new());
 
-/// The slots of a host, until it ends.
-pub(super) struct OwnSlots(&'static FaultSlots);
+/// The slots that no host uses, locked; held while the process is forked, for the child to find the lock free.
+pub(super) fn unused() -> MutexGuard<'static, Vec<&'static FaultSlots>> {
+    UNUSED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The slots of a host, until it ends, and its process.
+pub(super) struct OwnSlots(&'static FaultSlots, ProcessId);
 
 impl OwnSlots {
     pub(super) fn new() -> OwnSlots {
         SPINNERS_MAX.get_or_init(|| std::thread::available_parallelism().map_or(0, |n| n.get() as u32 / 2));
-        let unused = UNUSED.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let unused = unused().pop();
         let slots = unused.unwrap_or_else(|| Box::leak(Box::new(FaultSlots::new())));
         slots.closed.store(false, Ordering::SeqCst);
-        OwnSlots(slots)
+        OwnSlots(slots, ProcessId::current())
     }
 
     pub(super) fn shared(&self) -> &'static FaultSlots {
@@ -108,7 +113,10 @@ impl Deref for OwnSlots {
 
 impl Drop for OwnSlots {
     fn drop(&mut self) {
-        UNUSED.lock().unwrap_or_else(PoisonError::into_inner).push(self.0);
+        // A forked child has them as its parent's threads had them at that moment.
+        if self.1.is_current() {
+            unused().push(self.0);
+        }
     }
 }
 
