@@ -186,6 +186,17 @@ impl MemoryObject {
         }
     }
 
+    /// Writes back what is dirty of pages that somebody shows no more; what is all or nothing waits for its sync.
+    ///
+    /// # Errors
+    /// As [`write_dirty`](Self::write_dirty).
+    pub(crate) fn write_unmapped(self: &Arc<Self>, pages: PageRange) -> Result<()> {
+        if !self.memory.used_as().is_writable() || self.store.is_atomic() || self.store.is_temporary() {
+            return Ok(());
+        }
+        self.write_dirty(pages.intersect(self.all_pages()))
+    }
+
     /// Writes back all pages of a range that are dirty now, and waits until they have been.
     ///
     /// # Errors

@@ -119,12 +119,8 @@ impl GivenUp {
             if let Err(error) = self.cache.faults.wake(Address(mine.start), mine.len() as u64) {
                 tracing::warn!(object = part.object.name(), %error, "waiting threads were not woken");
             }
-            let object = &part.object;
-            let writes =
-                object.memory.used_as().is_writable() && part.shown.view.sharing() == Sharing::Shared;
-            if writes && !object.store.is_atomic() && !object.store.is_temporary() {
-                let pages = part.shown.pages.intersect(object.all_pages());
-                outcome = outcome.and(object.write_dirty(pages));
+            if part.shown.view.sharing() == Sharing::Shared {
+                outcome = outcome.and(part.object.write_unmapped(part.shown.pages));
             }
         }
         outcome

@@ -107,6 +107,15 @@ impl MappedView {
         Ok(())
     }
 
+    /// Writes back what is dirty of a range, without making it durable, as when that is unmapped. What is all or nothing
+    /// waits for its sync.
+    ///
+    /// # Errors
+    /// If the store did not take something: it stays dirty, and the next sync tells too.
+    pub fn write_back(&self, range: Range<u64>) -> Result<()> {
+        self.object.write_unmapped(self.pages_of(range)?)
+    }
+
     /// Drops what is clean of a range, after taking the store's object as it is now: the next access sees what the store
     /// has. What is dirty stays, and will be written over whatever others wrote. The object's length stays as well.
     ///

@@ -1,15 +1,17 @@
 //! All mappings that were made through these calls, by address.
 
 use std::ops::Range;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use omnimap_core::{AddressMap, GivenUp, Span};
 use omnimap_host::Address;
 use omnimap_host::linux::calls;
 
 use crate::errno::Result;
+use crate::family::SyncKind;
 use crate::flags::{LockAll, Prot};
 use crate::mapping::Mapping;
+use crate::object::Object;
 
 /// The mappings of this process that were made through these calls.
 pub struct AddressSpace;
@@ -36,10 +38,12 @@ pub(crate) struct Space {
 
 static SPACE: Mutex<Option<Space>> = Mutex::new(None);
 
-/// The space, locked: whoever changes what addresses mean holds it meanwhile.
+/// The space, locked: whoever changes what addresses mean holds it meanwhile. Nobody reads mappings under it: a process
+/// that goes on with what a parent served needs it before it brings a page.
 pub(crate) struct Locked(MutexGuard<'static, Option<Space>>);
 
 pub(crate) fn space() -> Locked {
+    crate::fork::care();
     let mut guard = SPACE.lock().unwrap_or_else(PoisonError::into_inner);
     guard.get_or_insert_default();
     Locked(guard)
@@ -68,12 +72,14 @@ impl Space {
 
     /// Forgets what was in a range that is about to be unmapped or replaced; the engine serves no faults there any more.
     pub(crate) fn give_up(&mut self, range: &Range<usize>) -> Leaving {
-        let mut leaving = Leaving { range: range.clone(), parts: Vec::new() };
+        let mut leaving = Leaving { range: range.clone(), ..Leaving::nothing() };
         for mut gone in self.mappings.cut(range.clone()) {
             gone.release_lock();
-            if let Some(object) = gone.paged() {
-                leaving.parts.push(object.live().cache.give_up(gone.addresses()));
+            let Some(object) = gone.paged() else { continue };
+            if !object.is_served_here() {
+                leaving.stored.extend(gone.stored().map(|bytes| (object.clone(), bytes)));
             }
+            leaving.parts.push(object.live().cache.give_up(gone.addresses()));
         }
         leaving
     }
@@ -168,11 +174,13 @@ impl Space {
 pub(crate) struct Leaving {
     range: Range<usize>,
     parts: Vec<GivenUp>,
+    /// What may have been stored through it, of objects that another process serves.
+    stored: Vec<(Arc<Object>, Range<u64>)>,
 }
 
 impl Leaving {
     pub(crate) fn nothing() -> Leaving {
-        Leaving { range: 0..0, parts: Vec::new() }
+        Leaving { range: 0..0, parts: Vec::new(), stored: Vec::new() }
     }
 
     /// Whether the engine had something there.
@@ -187,6 +195,9 @@ impl Leaving {
     pub(crate) fn is_gone(self) {
         for part in self.parts {
             let _told_by_the_next_sync = part.is_unmapped();
+        }
+        for (object, bytes) in self.stored {
+            let _told_by_the_next_sync = object.sync_range(bytes, SyncKind::Write);
         }
     }
 

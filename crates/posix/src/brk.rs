@@ -2,11 +2,13 @@
 
 use std::ffi::c_void;
 use std::ops::Range;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use omnimap_host::Address;
 use omnimap_host::linux::calls;
 
+use crate::address_space::space;
 use crate::errno::{Errno, Result};
 use crate::flags::Prot;
 use crate::range::{address, page_bytes, pointer, whole_pages};
@@ -20,7 +22,8 @@ use crate::range::{address, page_bytes, pointer, whole_pages};
 /// Dropping it unmaps all of it.
 pub struct DataSegment {
     reserved: Range<usize>,
-    end: Mutex<usize>,
+    /// Changed with the [space](space) locked, which no fork finds locked by another thread.
+    end: AtomicUsize,
 }
 
 impl DataSegment {
@@ -33,7 +36,7 @@ impl DataSegment {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         // SAFETY: a new mapping at a place of the kernel's choice replaces nothing.
         let start = unsafe { calls::mmap(Address(0), bytes, Prot::NONE.0, flags, -1, 0) }?.0;
-        Ok(DataSegment { reserved: start..start + bytes, end: Mutex::new(start) })
+        Ok(DataSegment { reserved: start..start + bytes, end: AtomicUsize::new(start) })
     }
 
     /// Where it begins.
@@ -49,9 +52,9 @@ impl DataSegment {
     /// # Safety
     /// What lies behind the new end is not used any more.
     pub unsafe fn brk(&self, end: *mut c_void) -> Result<()> {
-        let mut now = self.end.lock().unwrap_or_else(PoisonError::into_inner);
+        let _space = space();
         // SAFETY: the caller promised it.
-        unsafe { self.set(&mut now, address(end).0) }
+        unsafe { self.set(address(end).0) }
     }
 
     /// Moves the end by `increment` bytes and gives the old one (sbrk(2)); 0 only asks.
@@ -62,20 +65,22 @@ impl DataSegment {
     /// # Safety
     /// As there.
     pub unsafe fn sbrk(&self, increment: isize) -> Result<*mut c_void> {
-        let mut now = self.end.lock().unwrap_or_else(PoisonError::into_inner);
-        let old = *now;
+        let _space = space();
+        let old = self.end.load(Ordering::Relaxed);
         let end = old.checked_add_signed(increment).ok_or(Errno::ENOMEM)?;
         // SAFETY: the caller promised it.
-        unsafe { self.set(&mut now, end) }?;
+        unsafe { self.set(end) }?;
         Ok(pointer(Address(old)))
     }
 
-    unsafe fn set(&self, now: &mut usize, end: usize) -> Result<()> {
+    /// With the space locked.
+    unsafe fn set(&self, end: usize) -> Result<()> {
+        let now = self.end.load(Ordering::Relaxed);
         if end < self.reserved.start || end > self.reserved.end {
             return Err(Errno::ENOMEM);
         }
         let pages = |end: usize| end.next_multiple_of(page_bytes());
-        let (before, after) = (pages(*now), pages(end));
+        let (before, after) = (pages(now), pages(end));
         if after > before {
             let prot = Prot::READ | Prot::WRITE;
             // SAFETY: inside what is ours, where nothing is used yet.
@@ -86,11 +91,11 @@ impl DataSegment {
             // SAFETY: inside what is ours, and the caller promised that it is not used any more.
             unsafe { calls::mmap(Address(after), before - after, Prot::NONE.0, flags, -1, 0) }?;
         }
-        if end < *now {
+        if end < now {
             // SAFETY: the rest of the last page is memory of ours that is not used any more.
-            unsafe { std::ptr::write_bytes(end as *mut u8, 0, after.min(*now) - end) };
+            unsafe { std::ptr::write_bytes(end as *mut u8, 0, after.min(now) - end) };
         }
-        *now = end;
+        self.end.store(end, Ordering::Relaxed);
         Ok(())
     }
 }
@@ -118,6 +123,8 @@ fn segment() -> Result<&'static DataSegment> {
             }
         }
     };
+    // A child forked by another thread meanwhile would find it half made.
+    let _space = space();
     SEGMENT.get_or_init(reserve).as_ref().map_err(|error| *error)
 }
 

@@ -19,10 +19,11 @@ use std::sync::Once;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use omnimap_core::Span;
-use omnimap_host::linux::{at_fork, calls, read_own_memory};
+use omnimap_host::linux::{at_fork, calls};
 use omnimap_host::{Address, Place, Sharing, ViewRequest, die};
 
 use crate::address_space::{Locked, space};
+use crate::copied::Copied;
 use crate::errno::{Errno, Result};
 use crate::family::{Family, Held, Joining};
 use crate::flags::Prot;
@@ -49,12 +50,26 @@ struct Forking {
     nonce: u64,
 }
 
-/// Bytes of a mapping, as they were at a fork.
-struct Copied {
-    of: Range<usize>,
-    at: Address,
-    /// Parts that cannot be read, by their place in it: the child has nothing there, rather than something else.
-    missing: Vec<Range<usize>>,
+/// What a child gets of a mapping.
+#[derive(PartialEq, Eq)]
+enum Gets {
+    Nothing,
+    Zeros,
+    /// Bytes of the moment.
+    Copy,
+    /// What its sharing says.
+    TheSame,
+}
+
+impl Gets {
+    fn of(mapping: &Mapping) -> Gets {
+        match (mapping.inheritance, mapping.sharing) {
+            (Inheritance::None, _) => Gets::Nothing,
+            (Inheritance::Zero, _) => Gets::Zeros,
+            (Inheritance::Copy, Sharing::Shared) => Gets::Copy,
+            _ => Gets::TheSame,
+        }
+    }
 }
 
 thread_local! {
@@ -62,37 +77,46 @@ thread_local! {
 }
 
 extern "C" fn before() {
-    let space = space();
-    let mut copies = Vec::new();
-    for mapping in space.mappings.iter() {
-        let copied = mapping.inheritance == Inheritance::Copy && mapping.sharing == Sharing::Shared;
-        if copied {
-            // Where there is no memory for it, the child has nothing there.
-            copies.extend(copy_of(mapping));
-        }
-        let goes_along = matches!(mapping.inheritance, Inheritance::Natural | Inheritance::Share);
-        if let (Some(object), true) = (mapping.paged(), goes_along || mapping.sharing == Sharing::Private)
-            && object.family.get().is_none()
-            && let Ok(family) = Family::own()
-        {
+    let (space, copies) = with_copies();
+    let inherited = || {
+        let same = space.mappings.iter().filter(|mapping| Gets::of(mapping) == Gets::TheSame);
+        same.filter_map(Mapping::paged)
+    };
+    for object in inherited().filter(|object| object.family.get().is_none()) {
+        if let Ok(family) = Family::own() {
             let _ = object.family.set(family);
         }
     }
     space.mappings.iter().filter(|m| comes_along(m)).for_each(|m| advise(m, libc::MADV_DOFORK));
     static FORKS: AtomicU64 = AtomicU64::new(0);
     let nonce = u64::from(std::process::id()) << 32 | FORKS.fetch_add(1, Ordering::Relaxed) & 0xFFFF_FFFF;
-    let kept = space.mappings.iter().filter_map(|mapping| mapping.paged().cloned()).collect();
+    let kept = inherited().filter(|object| object.is_served_here()).cloned().collect();
     let family = Held::new(nonce, kept);
     FORKING.set(Some(Forking { space, family, copies, nonce }));
+}
+
+/// The space, locked, and copies of what a child gets a copy of. Where there is no memory for one, it has nothing there.
+fn with_copies() -> (Locked, Vec<Copied>) {
+    let wanted = |space: &Locked| -> Vec<Mapping> {
+        space.mappings.iter().filter(|mapping| Gets::of(mapping) == Gets::Copy).cloned().collect()
+    };
+    let mut space = space();
+    loop {
+        let copied = wanted(&space);
+        drop(space);
+        let copies = copied.iter().flat_map(|mapping| Copied::new(mapping, Sharing::Private)).collect();
+        space = crate::address_space::space();
+        // Others may have changed them meanwhile.
+        let now = wanted(&space);
+        if now.len() == copied.len() && now.iter().zip(&copied).all(|(a, b)| a.is_same(b)) {
+            return (space, copies);
+        }
+    }
 }
 
 extern "C" fn in_parent() {
     let Some(forking) = FORKING.take() else { return };
     forking.space.mappings.iter().filter(|m| comes_along(m)).for_each(|m| advise(m, libc::MADV_DONTFORK));
-    for Copied { of, at, .. } in &forking.copies {
-        // SAFETY: made before the fork, for the child alone.
-        let _ = unsafe { calls::munmap(*at, of.len()) };
-    }
 }
 
 extern "C" fn in_child() {
@@ -105,11 +129,11 @@ extern "C" fn in_child() {
     let mut families: Vec<Arc<Family>> = Vec::new();
     forking.space.lock_future = None;
     for mapping in all {
-        let outcome = match mapping.inheritance {
-            Inheritance::None => forking.remove(&mapping),
-            Inheritance::Zero => forking.zero(&mapping),
-            Inheritance::Copy if mapping.sharing == Sharing::Shared => forking.copy(&mapping),
-            _ => forking.inherit(&mapping, &mut joining, &mut families),
+        let outcome = match Gets::of(&mapping) {
+            Gets::Nothing => forking.remove(&mapping),
+            Gets::Zeros => forking.zero(&mapping),
+            Gets::Copy => forking.copy(&mapping),
+            Gets::TheSame => forking.inherit(&mapping, &mut joining, &mut families),
         };
         if outcome.is_err() {
             // Nothing is better than something else.
@@ -128,8 +152,7 @@ extern "C" fn in_child() {
 
 /// Whether the kernel copies a paged mapping for the child, with the pages that it has of its own.
 fn comes_along(mapping: &Mapping) -> bool {
-    let wanted = !matches!(mapping.inheritance, Inheritance::None | Inheritance::Zero);
-    mapping.paged().is_some() && mapping.sharing == Sharing::Private && wanted
+    mapping.paged().is_some() && mapping.sharing == Sharing::Private && Gets::of(mapping) == Gets::TheSame
 }
 
 fn advise(mapping: &Mapping, advice: i32) {
@@ -211,16 +234,15 @@ impl Forking {
 
     fn copy(&mut self, mapping: &Mapping) -> Result<()> {
         let range = mapping.addresses();
-        let Some(made) = self.copies.iter().position(|copied| copied.of == range) else {
+        let Some(made) = self.copies.iter().position(|copied| *copied.of() == range) else {
             return self.remove(mapping);
         };
-        let Copied { at, missing, .. } = self.copies.swap_remove(made);
-        let how = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-        // SAFETY: the copy was made for this; the program said that the child has a copy there.
-        unsafe { calls::mremap(at, range.len(), range.len(), how, Address(range.start)) }?;
-        // SAFETY: as above.
-        unsafe { calls::mprotect(Address(range.start), range.len(), mapping.prot().0) }?;
+        let copied = self.copies.swap_remove(made);
+        let missing = copied.missing().to_vec();
+        // SAFETY: the program said that the child has a copy there.
+        unsafe { copied.replace(mapping.prot()) }?;
         self.now_anonymous(&range);
+        // Nothing, rather than something else.
         for part in missing {
             self.remove(&mapping.part(range.start + part.start..range.start + part.end))?;
         }
@@ -269,60 +291,4 @@ fn unmap_all(objects: &[Arc<Object>]) {
             let _ = unsafe { calls::munmap(Address(range.start), range.len()) };
         }
     }
-}
-
-/// The bytes of a mapping, in memory of their own; behind the object's end they are zeros.
-fn copy_of(mapping: &Mapping) -> Result<Copied> {
-    let range = mapping.addresses();
-    let (prot, flags) = (Prot::READ | Prot::WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-    // SAFETY: a new mapping at a place of the kernel's choice replaces nothing.
-    let at = unsafe { calls::mmap(Address(0), range.len(), prot.0, flags, -1, 0) }?;
-    // SAFETY: as much was just mapped, for nobody else.
-    let bytes = unsafe { std::slice::from_raw_parts_mut(at.0 as *mut u8, range.len()) };
-    match bytes_of(mapping, bytes) {
-        Ok(missing) => Ok(Copied { of: range, at, missing }),
-        Err(error) => {
-            // SAFETY: made here.
-            unsafe { calls::munmap(at, range.len()) }?;
-            Err(error)
-        }
-    }
-}
-
-/// Copies what a mapping shows, and gives the parts that cannot be read.
-fn bytes_of(mapping: &Mapping, into: &mut [u8]) -> Result<Vec<Range<usize>>> {
-    if let Some(object) = mapping.paged_shared().filter(|object| object.is_served_here()) {
-        // Whatever its protection, and without faults.
-        let inside = mapping.bytes_inside(object);
-        object.read_at(inside.start, &mut into[..(inside.end - inside.start) as usize])?;
-        return Ok(Vec::new());
-    }
-    read_own_memory(Address(mapping.addresses().start), into).map_err(|e| Errno(e.errno()))
-}
-
-/// Makes a private mapping shared memory with the same bytes, in its place, so that a child can share it.
-pub(crate) fn make_shared(mapping: &Mapping) -> Result<Mapping> {
-    let range = mapping.addresses();
-    let (prot, flags) = (Prot::READ | Prot::WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
-    // SAFETY: a new mapping at a place of the kernel's choice replaces nothing.
-    let copy = unsafe { calls::mmap(Address(0), range.len(), prot.0, flags, -1, 0) }?;
-    // SAFETY: as much was just mapped, for nobody else.
-    let bytes = unsafe { std::slice::from_raw_parts_mut(copy.0 as *mut u8, range.len()) };
-    let moved = match bytes_of(mapping, bytes) {
-        // What cannot be read would be lost.
-        Ok(missing) if !missing.is_empty() => Err(Errno::EACCES),
-        outcome => outcome.and_then(|_| {
-            // SAFETY: made here.
-            unsafe { calls::mprotect(copy, range.len(), mapping.prot().0) }?;
-            let how = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-            // SAFETY: the same bytes with the same protection take the place of the old ones.
-            Ok(unsafe { calls::mremap(copy, range.len(), range.len(), how, Address(range.start)) }?)
-        }),
-    };
-    if let Err(error) = moved {
-        // SAFETY: made here, and not moved.
-        unsafe { calls::munmap(copy, range.len()) }?;
-        return Err(error);
-    }
-    Ok(Mapping { kind: Kind::Anonymous, sharing: Sharing::Shared, offset: 0, ..mapping.clone() })
 }

@@ -41,6 +41,7 @@ mod object;
 mod range;
 
 mod brk;
+mod copied;
 mod madvise;
 mod mincore;
 mod minherit;

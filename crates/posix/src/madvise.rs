@@ -201,7 +201,6 @@ fn note_inheritance(range: &Range<usize>, advice: Advice, answer: Result<()>) ->
         _ => return answer,
     };
     if matches!(answer, Ok(()) | Err(Errno::ENOMEM)) {
-        crate::fork::care();
         space().change(range, |mapping| {
             if of(mapping.inheritance) {
                 mapping.inheritance = inheritance;

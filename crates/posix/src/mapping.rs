@@ -126,6 +126,11 @@ impl Mapping {
         self.paged_shared().is_some_and(|object| object.rights == Rights::ReadOnly)
     }
 
+    /// The bytes of a paged object that may have been stored through it.
+    pub(crate) fn stored(&self) -> Option<Range<u64>> {
+        self.paged_shared().filter(|object| object.rights == Rights::ReadWrite).map(|_| self.bytes())
+    }
+
     /// The bytes of the object that it shows.
     pub(crate) fn bytes(&self) -> Range<u64> {
         self.offset..self.offset + self.addresses.len() as u64
@@ -165,6 +170,16 @@ impl Mapping {
             _ => false,
         };
         same_object && self.is_mapped_like(next)
+    }
+
+    /// Whether another one is at the same addresses, shows the same, and is mapped in the same way, as far as is known.
+    pub(crate) fn is_same(&self, other: &Mapping) -> bool {
+        let same_object = match (&self.kind, &other.kind) {
+            (Kind::Paged(a), Kind::Paged(b)) => Arc::ptr_eq(a, b),
+            (a, b) => std::mem::discriminant(a) == std::mem::discriminant(b),
+        };
+        let at = |mapping: &Mapping| (mapping.addresses.clone(), mapping.offset);
+        same_object && at(self) == at(other) && self.is_mapped_like(other)
     }
 
     /// Whether another one is mapped in the same way, whatever they show.

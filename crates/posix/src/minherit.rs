@@ -1,14 +1,15 @@
 //! minherit(2), as FreeBSD and NetBSD have it; Linux has parts of it in madvise(2).
 
 use std::ffi::c_void;
+use std::ops::Range;
 
 use omnimap_host::linux::calls;
 use omnimap_host::{Address, Sharing};
 
 use crate::address_space::{Leaving, Space, space};
+use crate::copied::Copied;
 use crate::errno::{Errno, Result};
-use crate::fork::{care, make_shared};
-use crate::mapping::{Inheritance, Mapping};
+use crate::mapping::{Inheritance, Kind, Lock, Mapping};
 use crate::range::{address, range};
 
 /// Says what a child created by fork gets of a range (minherit(2) of FreeBSD).
@@ -24,9 +25,20 @@ use crate::range::{address, range};
 /// fails for has changed.
 pub fn minherit(start: *mut c_void, length: usize, inheritance: Inheritance) -> Result<()> {
     let range = range(address(start).0, length, Errno::EINVAL)?;
-    care();
-    let mut space = space();
-    let parts = space.mappings.parts(&range);
+    let mut left = parts_backwards(&space(), &range)?;
+    while let Some(part) = left.pop() {
+        match set_inheritance(&part, inheritance)? {
+            Some(leaving) => leaving.is_gone(),
+            // Another thread has changed it meanwhile.
+            None => left.extend(parts_backwards(&space(), &part.addresses())?),
+        }
+    }
+    Ok(())
+}
+
+/// The mappings that a range consists of, the last one first.
+fn parts_backwards(space: &Space, range: &Range<usize>) -> Result<Vec<Mapping>> {
+    let mut parts = space.mappings.parts(range);
     let mut at = range.start;
     for part in &parts {
         if part.addresses().start > at {
@@ -37,39 +49,51 @@ pub fn minherit(start: *mut c_void, length: usize, inheritance: Inheritance) -> 
     if at < range.end {
         return Err(Errno::ENOMEM);
     }
-    let mut leaving = Vec::new();
-    for part in parts {
-        leaving.extend(space.set_inheritance(&part, inheritance)?);
-    }
-    drop(space);
-    leaving.into_iter().for_each(Leaving::is_gone);
-    Ok(())
+    parts.reverse();
+    Ok(parts)
 }
 
-impl Space {
-    fn set_inheritance(&mut self, part: &Mapping, inheritance: Inheritance) -> Result<Option<Leaving>> {
-        let addresses = part.addresses();
-        let becomes_shared = inheritance == Inheritance::Share && part.sharing == Sharing::Private;
-        if becomes_shared {
-            let shared = Mapping { inheritance, lock: crate::mapping::Lock::No, ..make_shared(part)? };
-            let leaving = self.give_up(&addresses);
-            self.insert(shared);
-            return Ok(Some(leaving));
-        }
-        if part.paged().is_none() {
-            let advise = |advice| {
-                // SAFETY: about children alone.
-                unsafe { calls::madvise(Address(addresses.start), addresses.len(), advice) }
-            };
-            advise(if inheritance == Inheritance::None { libc::MADV_DONTFORK } else { libc::MADV_DOFORK })?;
-            // Where the kernel cannot wipe it, the child does.
-            let _ = advise(if inheritance == Inheritance::Zero {
-                libc::MADV_WIPEONFORK
-            } else {
-                libc::MADV_KEEPONFORK
-            });
-        }
-        self.change(&addresses, |mapping| mapping.inheritance = inheritance);
-        Ok(None)
+/// Changes a mapping, if it still is as it was seen; gives what is not there any more.
+fn set_inheritance(part: &Mapping, inheritance: Inheritance) -> Result<Option<Leaving>> {
+    let addresses = part.addresses();
+    let becomes_shared = inheritance == Inheritance::Share && part.sharing == Sharing::Private;
+    // Whoever brings the bytes may need the space.
+    let copied = becomes_shared.then(|| Copied::new(part, Sharing::Shared)).transpose()?;
+    if copied.as_ref().is_some_and(|copied| !copied.missing().is_empty()) {
+        return Err(Errno::EACCES); // What cannot be read would be lost.
     }
+    let mut space = space();
+    let is_as_seen = matches!(space.mappings.parts(&addresses).as_slice(), [now] if now.is_same(part));
+    if !is_as_seen {
+        return Ok(None);
+    }
+    if let Some(copied) = copied {
+        // SAFETY: the same bytes with the same protection take the place of the old ones.
+        unsafe { copied.replace(part.prot()) }?;
+        let leaving = space.give_up(&addresses);
+        space.insert(Mapping {
+            kind: Kind::Anonymous,
+            sharing: Sharing::Shared,
+            offset: 0,
+            inheritance,
+            lock: Lock::No,
+            ..part.clone()
+        });
+        return Ok(Some(leaving));
+    }
+    if part.paged().is_none() {
+        let advise = |advice| {
+            // SAFETY: about children alone.
+            unsafe { calls::madvise(Address(addresses.start), addresses.len(), advice) }
+        };
+        advise(if inheritance == Inheritance::None { libc::MADV_DONTFORK } else { libc::MADV_DOFORK })?;
+        // Where the kernel cannot wipe it, the child does.
+        let _ = advise(if inheritance == Inheritance::Zero {
+            libc::MADV_WIPEONFORK
+        } else {
+            libc::MADV_KEEPONFORK
+        });
+    }
+    space.change(&addresses, |mapping| mapping.inheritance = inheritance);
+    Ok(Some(Leaving::nothing()))
 }

@@ -175,7 +175,6 @@ impl Asked {
         let lock = self.lock(space.lock_future);
         let request = self.request(object, lock)?;
         object.check_served_here()?;
-        crate::fork::care();
         let length = request.length as usize;
         let leaving = if self.is_fixed() {
             space.give_up(&(self.address.0..self.address.0.saturating_add(length)))

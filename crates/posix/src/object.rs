@@ -103,6 +103,7 @@ impl Object {
         let own = &self.live().bytes;
         match (self.family.get(), how) {
             (Some(family), _) if !self.is_served_here() => family.ask_sync(self.cookie, bytes, how),
+            (_, SyncKind::Write) => Ok(own.write_back(bytes)?),
             (_, SyncKind::Start) => Ok(own.start_sync(bytes)?),
             (_, SyncKind::Wait) => Ok(own.sync(bytes)?),
             (_, SyncKind::Invalidate) => Ok(own.invalidate(bytes)?),

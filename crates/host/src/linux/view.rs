@@ -382,6 +382,10 @@ impl View for LinuxView {
 
     fn end_faults(&self, range: Range<u64>) -> Result<()> {
         let (start, bytes) = self.locate(&range);
+        if self.sharing == Sharing::Private {
+            // Poison would move along, and nobody would know of it.
+            self.clear_private(start, bytes)?;
+        }
         match self.faults.userfaultfd() {
             Some(userfaultfd) => userfaultfd.unregister(start, bytes as u64),
             None => Ok(()),

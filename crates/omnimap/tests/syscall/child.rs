@@ -50,6 +50,13 @@ impl Child {
         assert!(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0, "a child ended with {status:#x}");
     }
 
+    /// Ends it.
+    pub(crate) fn kill(self) {
+        // SAFETY: a child of ours.
+        unsafe { libc::kill(self.0, libc::SIGKILL) };
+        self.status();
+    }
+
     /// Waits for its end, whatever that is.
     pub(crate) fn ends(self) {
         self.status();

@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use omnimap::MapOptions;
-use omnimap::posix::{self, AddressSpace, Advice, Errno, Inheritance, MapFlags, Prot, SyncFlags};
+use omnimap::posix::{self, AddressSpace, Advice, Errno, Inheritance, LockAll, MapFlags, Prot, SyncFlags};
 use omnimap::store::{Faulty, MemoryStore, Misbehaviour};
 
 use crate::child::{Child, Signal, fork};
-use crate::on;
 use crate::probe::{load, load_signal, store};
 use crate::subject::{Column, NOTHING, RW, Subject, Thing, page, pattern};
+use crate::{on, on_alone};
 
 const SHARED: MapFlags = MapFlags::SHARED;
 const PRIVATE: MapFlags = MapFlags::PRIVATE;
@@ -462,4 +462,51 @@ on!(f03_what_went_with_the_parent_is_sigbus_and_never_zeros, [paged], |_s| {
     parent.ends();
     gone.give();
     report.wait();
+});
+
+// Whatever was mapped: the child has none of the threads that map.
+on_alone!(f03_a_child_of_threads_that_map_and_move_ends_may_do_so_too, [anonymous, device], |s| {
+    let thing = (!s.is_anonymous()).then(|| s.object(&pattern(page())));
+    let segment = posix::DataSegment::reserve(1 << 20).unwrap();
+    let at = |bytes: usize| segment.start().wrapping_byte_add(bytes);
+    let forked = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for which in 0..2 {
+            let (thing, segment, forked) = (thing.as_ref(), &segment, &forked);
+            let start = segment.start() as usize;
+            scope.spawn(move || {
+                while !forked.load(std::sync::atomic::Ordering::Relaxed) {
+                    if which == 0 {
+                        let start = s.map(page(), SHARED, thing);
+                        s.munmap(start, page()).unwrap();
+                    } else {
+                        // SAFETY: nothing is used there.
+                        unsafe { segment.brk((start + 5 * page()) as *mut _) }.unwrap();
+                        // SAFETY: nothing is used there.
+                        unsafe { segment.brk(start as *mut _) }.unwrap();
+                    }
+                }
+            });
+        }
+        let children = (0..100).map(|_| {
+            fork(|| {
+                s.map(page(), SHARED, thing.as_ref());
+                // SAFETY: nothing is used there.
+                unsafe { segment.brk(at(page())) }.unwrap();
+            })
+        });
+        children.for_each(Child::succeeds);
+        forked.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+});
+
+on_alone!(l05_locks_of_the_future_are_not_inherited, [kernel, anonymous], |s| {
+    s.mlockall(LockAll::FUTURE).unwrap();
+    fork(|| {
+        let start = s.map(page(), PRIVATE, NOTHING);
+        assert!(!crate::subject::is_locked(start));
+        assert!(AddressSpace::at(start).is_none_or(|mapping| !mapping.is_locked()));
+    })
+    .succeeds();
+    s.munlockall().unwrap();
 });

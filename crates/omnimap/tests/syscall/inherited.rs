@@ -1,17 +1,19 @@
 //! What a child may ask of mappings that its parent serves.
 
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
-use omnimap::posix::{Advice, Errno, MapFlags, Prot, RemapFlags, Source, SyncFlags};
+use omnimap::posix::{Advice, Errno, Inheritance, MapFlags, Prot, RemapFlags, Source, SyncFlags};
 use omnimap::store::{Decorator, FileStore, MemoryStore};
 use omnimap::{BackingStore, MapOptions};
 
-use crate::child::{Signal, fork};
+use crate::child::{Child, Signal, fork};
 use crate::on;
 use crate::probe::{load, store};
-use crate::subject::{PRIVATE, RW, SHARED, free_addresses, page, pattern};
+use crate::subject::{NOTHING, PRIVATE, RW, SHARED, free_addresses, loaded, page, pattern};
 
 on!(y01_a_child_syncs_what_the_object_grew_by_after_the_fork, [kernel, paged], |s| {
     let thing = s.object(&pattern(page()));
@@ -56,6 +58,29 @@ on!(y03_who_serves_it_invalidates_for_a_child, [paged], |s| {
         assert_eq!(load(start), Ok(202));
     })
     .succeeds();
+});
+
+on!(m02_y04_what_a_child_unmaps_is_in_the_file, [kernel, paged], |s| {
+    type Unmap = fn(&crate::subject::Subject, usize);
+    let ways: [Unmap; 3] = [
+        |s, start| s.munmap(start, 2 * page()).unwrap(),
+        |s, start| _ = s.mmap(start, 2 * page(), RW, PRIVATE | MapFlags::FIXED, NOTHING, 0).unwrap(),
+        |s, start| _ = s.mremap(start, 3 * page(), page(), RemapFlags(0), 0).unwrap(),
+    ];
+    for unmap in ways {
+        let thing = s.object(&pattern(3 * page()));
+        let start = s.map(3 * page(), SHARED, Some(&thing));
+        let gone = Signal::new();
+        let child = fork(|| {
+            gone.wait();
+            store(start + page(), 201).unwrap();
+            unmap(s, start);
+            assert_eq!(thing.stored()[page()], 201);
+        });
+        s.munmap(start, 3 * page()).unwrap();
+        gone.give();
+        child.succeeds();
+    }
 });
 
 on!(f03_what_a_child_is_refused_changes_nothing, [paged], |s| {
@@ -136,4 +161,123 @@ on!(y01_who_goes_on_syncs_what_a_dead_process_had_written, [paged], |s| {
     parent.ends();
     gone.give();
     report.wait();
+});
+
+/// A file that does not answer any more, once it was told so; opened again, it does.
+struct Silent {
+    path: PathBuf,
+    file: FileStore,
+    silent: &'static AtomicU64,
+}
+
+impl Silent {
+    fn open(path: PathBuf, silent: &'static AtomicU64) -> Silent {
+        Silent { file: FileStore::open(&path).unwrap(), path, silent }
+    }
+}
+
+impl Decorator for Silent {
+    fn inner(&self) -> &dyn BackingStore {
+        &self.file
+    }
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> omnimap::store::Result<usize> {
+        while self.silent.load(Ordering::SeqCst) > 0 {
+            self.silent.store(2, Ordering::SeqCst);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.file.read_at(offset, into)
+    }
+    fn reopen(&self) -> omnimap::store::Result<Arc<dyn BackingStore>> {
+        Ok(Arc::new(FileStore::open(&self.path)?))
+    }
+}
+
+// Copying what is inherited waits for its pages, and may be what finds nobody to bring them.
+on!(f02_f03_a_child_copies_what_it_inherited_when_its_parent_dies_meanwhile, [paged], |s| {
+    let path = s.path("silent");
+    std::fs::write(&path, pattern(4 * page())).unwrap();
+    // SAFETY: zeros, shared with children, for good.
+    let silent = unsafe { &*(s.map(page(), SHARED, None) as *const AtomicU64) };
+    type Copy = fn(&crate::subject::Subject, usize);
+    let copies: [(MapFlags, Copy); 2] = [
+        (PRIVATE, |s, start| s.minherit(start, 4 * page(), Inheritance::Share)),
+        (SHARED, |s, start| {
+            s.minherit(start, 4 * page(), Inheritance::Copy);
+            fork(|| assert_eq!(loaded(start, 4 * page()), pattern(4 * page()))).succeeds();
+        }),
+    ];
+    for (flags, copy) in copies {
+        silent.store(0, Ordering::SeqCst);
+        let report = Signal::new();
+        let parent = fork(|| {
+            let store = Arc::new(Silent::open(path.clone(), silent));
+            let object = MapOptions::new().budget(64 * page() as u64).object(store).unwrap();
+            let start = s.mmap_source(0, 4 * page(), Prot::READ, flags, Source::Object(&object), 0).unwrap();
+            silent.store(1, Ordering::SeqCst);
+            let _ = fork(|| {
+                copy(s, start);
+                assert_eq!(loaded(start, 4 * page()), pattern(4 * page()));
+                report.give();
+            });
+            while silent.load(Ordering::SeqCst) < 2 {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            // SAFETY: ends the process.
+            unsafe { libc::raise(libc::SIGKILL) };
+        });
+        parent.ends();
+        report.wait();
+    }
+});
+
+/// Whether an object of the kind is closed when its parent has let go of it, while a child lives on.
+fn is_closed_beside(live_on: impl FnOnce(usize) -> Child) -> bool {
+    let store = Arc::new(MemoryStore::new("inherited", pattern(4 * page())));
+    let open = Arc::downgrade(&store);
+    let object = MapOptions::new().budget(64 * page() as u64).object(store).unwrap();
+    // SAFETY: a new mapping at a place of the kernel's choice, used by this test alone.
+    let start = unsafe {
+        omnimap::posix::mmap(std::ptr::null_mut(), 4 * page(), Prot::READ, SHARED, &object, 0).unwrap()
+    };
+    let child = live_on(start as usize);
+    // SAFETY: made here.
+    unsafe { omnimap::posix::munmap(start, 4 * page()) }.unwrap();
+    drop(object);
+    let deadline = Instant::now() + Duration::from_secs(15);
+    while open.strong_count() > 0 && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let closed = open.strong_count() == 0;
+    child.kill();
+    closed
+}
+
+fn live_on() {
+    std::thread::sleep(Duration::from_secs(30));
+}
+
+on!(f02_what_a_child_is_not_given_is_closed_while_it_lives, [paged], |s| {
+    assert!(is_closed_beside(|start| {
+        s.minherit(start, 4 * page(), Inheritance::None);
+        fork(live_on)
+    }));
+    assert!(!is_closed_beside(|_| fork(live_on)), "what it is given stays");
+});
+
+on!(f04_what_a_child_has_left_by_exec_is_closed_while_it_lives, [paged], |s| {
+    assert!(is_closed_beside(|_| {
+        fork(|| {
+            let error = std::os::unix::process::CommandExt::exec(Command::new("sleep").arg("30"));
+            panic!("{error}");
+        })
+    }));
+    // Its own children do not keep it.
+    assert!(is_closed_beside(|start| {
+        fork(|| {
+            s.minherit(start, 4 * page(), Inheritance::None);
+            let _ = fork(live_on);
+            let error = std::os::unix::process::CommandExt::exec(Command::new("sleep").arg("30"));
+            panic!("{error}");
+        })
+    }));
 });

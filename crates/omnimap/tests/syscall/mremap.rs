@@ -1,6 +1,11 @@
 //! mremap(2): shorter, longer, elsewhere.
 
-use omnimap::posix::{Errno, MapFlags, Prot, RemapFlags};
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use omnimap::MapOptions;
+use omnimap::posix::{Errno, MapFlags, Prot, RemapFlags, Source};
+use omnimap::store::{Faulty, MemoryStore, Misbehaviour};
 
 use crate::on;
 use crate::probe::{load, load_signal, store, store_signal};
@@ -343,4 +348,23 @@ on!(r01_moving_and_getting_shorter_over_several, [kernel, paged, anonymous, devi
         assert_eq!((load(new + page()), load_signal(new + 2 * page())), (Ok(200), SIGSEGV));
         assert_eq!([0, 2, 3].map(|at| load_signal(start + at * page())), [SIGSEGV; 3]);
     }
+});
+
+// What the kernel was refused raised no signal, and nothing has taken it back.
+on!(e3_r01_a_page_that_failed_comes_when_its_private_mapping_has_moved, [paged], |s| {
+    let faulty = Arc::new(Faulty::new(Arc::new(MemoryStore::new("fails", pattern(4 * page())))));
+    let object =
+        MapOptions::new().budget(64 * page() as u64).readahead_max(0).object(faulty.clone()).unwrap();
+    let start = s.mmap_source(0, 4 * page(), RW, PRIVATE, Source::Object(&object), 0).unwrap();
+    faulty.on_read(page() as u64..2 * page() as u64, Misbehaviour::Fail, u64::MAX);
+    store(start, 201).unwrap();
+    let (_reader, writer) = std::io::pipe().unwrap();
+    // SAFETY: asks the kernel to read there, which finds out whether it can.
+    let written = unsafe { libc::write(writer.as_raw_fd(), (start + page()) as *const _, 1) };
+    let error = std::io::Error::last_os_error().raw_os_error();
+    assert_eq!((written, error), (-1, Some(libc::EFAULT)));
+    faulty.heal();
+    let there = free_addresses(4 * page());
+    assert_eq!(s.mremap(start, 4 * page(), 4 * page(), FIXED, there), Ok(there));
+    assert_eq!([load(there), load(there + page())], [Ok(201), Ok(pattern(2 * page())[page()])]);
 });

@@ -50,7 +50,7 @@ on!(y03_invalidate_shows_what_the_store_has, [kernel, paged, device], |s| {
     let object = s.object(&pattern(3 * page()));
     let start = s.map(3 * page(), SHARED, Some(&object));
     assert!(load(start).is_ok() && load(start + page()).is_ok());
-    object.write(1, &[200]);
+    object.write_behind(1, &[200]);
     s.msync(start, 3 * page(), SYNC | INVALIDATE).unwrap();
     assert_eq!(load(start + 1), Ok(200));
     store(start + page(), 201).unwrap();

@@ -388,6 +388,12 @@ impl Thing {
         }
     }
 
+    /// Writes to the file behind it, as another program does.
+    pub(crate) fn write_behind(&self, offset: u64, bytes: &[u8]) {
+        let file = OpenOptions::new().write(true).open(self.path()).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, bytes, offset).unwrap();
+    }
+
     pub(crate) fn set_len(&self, length: u64) {
         match self {
             Thing::File(file, _) => file.set_len(length).unwrap(),

@@ -28,6 +28,8 @@ pub(crate) struct Inherited {
     family: Arc<Family>,
     views: Option<ChildViews>,
     objects: Vec<Arc<Object>>,
+    /// Closed when the views are gone: at the end of this process, or when it becomes another program.
+    lasting: OwnedFd,
 }
 
 /// What this process has inherited and does not serve.
@@ -39,6 +41,9 @@ pub(crate) struct Joining {
     views: ChildViews,
     objects: Vec<Arc<Object>>,
     joined: Vec<JoinedView>,
+    /// The ends of a pipe that is open as long as the views are: for who serves them, and for this process.
+    lasts: OwnedFd,
+    lasting: OwnedFd,
 }
 
 fn failed(error: rustix::io::Errno) -> Errno {
@@ -48,7 +53,8 @@ fn failed(error: rustix::io::Errno) -> Errno {
 impl Joining {
     pub(crate) fn new(family: Arc<Family>) -> Result<Joining> {
         let views = ChildViews::new().map_err(|e| Errno(e.errno()))?;
-        Ok(Joining { family, views, objects: Vec::new(), joined: Vec::new() })
+        let (lasts, lasting) = pipe_with(PipeFlags::CLOEXEC).map_err(failed)?;
+        Ok(Joining { family, views, objects: Vec::new(), joined: Vec::new(), lasts, lasting })
     }
 
     /// Shows a part of an object as the parent did.
@@ -84,14 +90,15 @@ impl Joining {
         let asks: Vec<Ask> = parts.iter().enumerate().map(ask).collect();
         for ask in &asks {
             // Without a will, nobody would serve this process after the present one's end.
-            ask.send(&self.family.will, &[self.views.descriptor()]).map_err(failed)?;
+            ask.send(&self.family.will, &[self.views.descriptor(), self.lasts.as_fd()]).map_err(failed)?;
         }
         let cannot = |e: std::io::Error| Errno(e.raw_os_error().unwrap_or(libc::EMFILE));
         let userfaultfd = self.views.descriptor().try_clone_to_owned().map_err(cannot)?;
-        let answer = send(&asks, &self.family, &userfaultfd)?;
-        let Joining { family, views, objects, .. } = self;
-        inherited().push(Inherited { family: family.clone(), views: Some(views), objects });
-        Ok(Asked { family, asks, userfaultfd, answer })
+        let Joining { family, views, objects, lasts, lasting, .. } = self;
+        let descriptors = [userfaultfd, lasts];
+        let answer = send(&asks, &family, &descriptors)?;
+        inherited().push(Inherited { family: family.clone(), views: Some(views), objects, lasting });
+        Ok(Asked { family, asks, descriptors, answer })
     }
 }
 
@@ -99,7 +106,7 @@ impl Joining {
 pub(crate) struct Asked {
     family: Arc<Family>,
     asks: Vec<Ask>,
-    userfaultfd: OwnedFd,
+    descriptors: [OwnedFd; 2],
     answer: OwnedFd,
 }
 
@@ -112,7 +119,7 @@ impl Asked {
                 match received(&self.answer) {
                     Some(outcome) => return outcome,
                     // Whoever had the question died with it. The next one may know the answer by the will.
-                    None => self.answer = send(&self.asks, &self.family, &self.userfaultfd)?,
+                    None => self.answer = send(&self.asks, &self.family, &self.descriptors)?,
                 }
             }
             if self.family.try_lock() {
@@ -124,10 +131,10 @@ impl Asked {
 }
 
 /// Asks the one that serves; gives where its answer will be.
-fn send(asks: &[Ask], family: &Family, userfaultfd: &OwnedFd) -> Result<OwnedFd> {
+fn send(asks: &[Ask], family: &Family, [userfaultfd, lasts]: &[OwnedFd; 2]) -> Result<OwnedFd> {
     let (answer, into) = pipe_with(PipeFlags::CLOEXEC).map_err(failed)?;
     for ask in asks {
-        send_patiently(ask, family, &[userfaultfd.as_fd(), into.as_fd()])?;
+        send_patiently(ask, family, &[userfaultfd.as_fd(), lasts.as_fd(), into.as_fd()])?;
     }
     Ok(answer)
 }
@@ -200,6 +207,13 @@ fn go_on(family: &Arc<Family>) {
 }
 
 impl Inherited {
+    /// In a child of this process: it has none of these views, and must not keep them from ending.
+    pub(super) fn forget(self) {
+        let Inherited { family, views, objects, lasting } = self;
+        drop(lasting);
+        std::mem::forget((family, views, objects));
+    }
+
     fn take_over(mut self) -> Result<(), omnimap_core::Error> {
         let Some(views) = self.views.take() else { return Ok(()) };
         let Some(first) = self.objects.first().cloned() else { return Ok(()) };

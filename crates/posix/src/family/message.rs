@@ -42,16 +42,18 @@ impl JoinedView {
 /// What is asked of the process that serves. Each comes with the end of a pipe for the answer, an error number.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Ask {
-    /// A child has these views, all of objects of one cache; with their userfaultfd. A long list comes in parts. As a will,
-    /// it comes without a pipe.
+    /// A child has these views, all of objects of one cache; with their userfaultfd, and a pipe that ends when they do. A
+    /// long list comes in parts. As a will, it comes without a pipe for the answer.
     Join { process: u32, nonce: u64, fork: u64, part: u64, is_last: bool, views: Vec<JoinedView> },
     /// Bring a range of an object into step with its store.
     Sync { cookie: u64, start: u64, end: u64, how: SyncKind },
 }
 
-/// What msync(2) can ask of a range.
+/// What msync(2) and munmap(2) can ask of a range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SyncKind {
+    /// Write what is dirty to the store.
+    Write,
     /// Begin to make it durable.
     Start,
     /// Make it durable.
@@ -61,7 +63,7 @@ pub(crate) enum SyncKind {
 }
 
 impl SyncKind {
-    const ALL: [SyncKind; 3] = [SyncKind::Start, SyncKind::Wait, SyncKind::Invalidate];
+    const ALL: [SyncKind; 4] = [SyncKind::Write, SyncKind::Start, SyncKind::Wait, SyncKind::Invalidate];
 }
 
 /// Views in one datagram.
@@ -110,7 +112,7 @@ impl Ask {
     /// Sends it, with descriptors; does not wait for room.
     pub(crate) fn send(&self, socket: &OwnedFd, descriptors: &[BorrowedFd<'_>]) -> Result<(), Errno> {
         let bytes: Vec<u8> = self.to_words().iter().flat_map(|word| word.to_ne_bytes()).collect();
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         ancillary.push(SendAncillaryMessage::ScmRights(descriptors));
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
@@ -129,7 +131,7 @@ impl Ask {
 
     fn receive_as(socket: &OwnedFd, how: RecvFlags) -> Result<Option<(Ask, Vec<OwnedFd>)>, Errno> {
         let mut bytes = vec![0; 8 * WORDS_MAX];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC | how;
         let got = match recvmsg(socket.as_fd(), &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, flags) {
@@ -170,13 +172,13 @@ mod tests {
             Ask::Sync { cookie: 1, start: 2, end: 3, how: SyncKind::Invalidate },
         ];
         for ask in &asks {
-            ask.send(&a, &[a.as_fd(), b.as_fd()]).unwrap();
+            ask.send(&a, &[a.as_fd(), b.as_fd(), a.as_fd()]).unwrap();
         }
         for ask in &asks {
             let (seen, looked_at) = Ask::peek(&b).unwrap().unwrap();
             let (got, descriptors) = Ask::receive(&b).unwrap().unwrap();
-            assert_eq!((&seen, looked_at.len()), (ask, 2));
-            assert_eq!((&got, descriptors.len()), (ask, 2));
+            assert_eq!((&seen, looked_at.len()), (ask, 3));
+            assert_eq!((&got, descriptors.len()), (ask, 3));
         }
         assert!(Ask::receive(&b).unwrap().is_none());
     }

@@ -76,7 +76,8 @@ pub(crate) fn note_object(object: &Arc<Object>) {
     all.insert(object.cookie, Arc::downgrade(object));
 }
 
-/// Objects that a child is about to join, by the number of its fork: their last mapping may go before it does.
+/// Objects that a child is about to join, by the number of its fork: their last mapping may go before it does. Those that
+/// this process serves: another one keeps its own.
 type Kept = Vec<(u64, Instant, Vec<Arc<Object>>)>;
 static KEPT: Mutex<Kept> = Mutex::new(Vec::new());
 /// A child that has not joined after so long never will.
@@ -95,11 +96,6 @@ impl Held {
     /// Locks it, and keeps objects until a child has joined.
     pub(crate) fn new(fork: u64, objects: Vec<Arc<Object>>) -> Held {
         let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
-        // Dropped without the lock, which whoever serves wants.
-        let old: Vec<_> = kept.extract_if(.., |(_, since, _)| since.elapsed() > KEPT_TIME_MAX).collect();
-        drop(kept);
-        drop(old);
-        let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
         if !objects.is_empty() {
             kept.push((fork, Instant::now(), objects));
         }
@@ -115,13 +111,24 @@ impl Held {
     /// In a new child: lets it make views, and forgets what its parent had inherited, which was for the parent's addresses.
     pub(crate) fn begin_child(&mut self) {
         self.host = None;
-        self.inherited.drain(..).for_each(std::mem::forget);
+        self.inherited.drain(..).for_each(Inherited::forget);
     }
 }
 
+/// Forgets the objects that were kept for a fork whose child has joined.
 fn forget_kept(fork: u64) {
+    forget_kept_if(|number, _| number == fork);
+}
+
+/// Forgets the objects of children that have ended before they joined.
+fn forget_old() {
+    forget_kept_if(|_, since| since.elapsed() >= KEPT_TIME_MAX);
+}
+
+fn forget_kept_if(is_gone: impl Fn(u64, Instant) -> bool) {
     let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
-    let gone: Vec<_> = kept.extract_if(.., |(number, _, _)| *number == fork).collect();
+    let gone: Vec<_> = kept.extract_if(.., |(number, since, _)| is_gone(*number, *since)).collect();
+    // Dropped without the lock, which a fork waits for.
     drop(kept);
     drop(gone);
 }

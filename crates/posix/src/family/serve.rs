@@ -27,7 +27,7 @@ pub(super) fn start(family: &Arc<Family>) -> Result<()> {
 }
 
 /// Goes through the wills: those of the dead are dropped, the others go back into the queue.
-fn for_wills(family: &Family, mut work: impl FnMut(Ask, OwnedFd)) {
+fn for_wills(family: &Family, mut work: impl FnMut(Ask, Vec<OwnedFd>)) {
     let mut seen = HashSet::new();
     while let Ok(Some((ask, descriptors))) = Ask::peek(&family.wills) {
         let Ask::Join { process, nonce, part, .. } = &ask else { return };
@@ -46,16 +46,14 @@ fn for_wills(family: &Family, mut work: impl FnMut(Ask, OwnedFd)) {
         }
         let _ = Ask::receive(&family.wills);
         seen.insert((*nonce, *part));
-        if let Some(userfaultfd) = descriptors.into_iter().next() {
-            work(ask, userfaultfd);
-        }
+        work(ask, descriptors);
     }
 }
 
 /// A child that has joined.
 struct Member {
-    /// Readable when it ends; `None` from then on.
-    process: Option<OwnedFd>,
+    /// Ends when its views do, because it ends, or becomes another program; `None` from then on.
+    views: Option<OwnedFd>,
     nonce: u64,
     gone_at: Option<Instant>,
     cache: Arc<PageCache>,
@@ -87,29 +85,29 @@ impl Serving {
         }
     }
 
-    /// Waits until something is asked, or a child ends, or orphans have had their time.
+    /// Waits until something is asked, or a child ends, or something that is kept may have had its time.
     fn wait(&self) {
         let mut polled = vec![PollFd::new(&self.family.serve, PollFlags::IN)];
-        let alive = self.members.iter().filter_map(|member| member.process.as_ref());
-        polled.extend(alive.map(|process| PollFd::new(process, PollFlags::IN)));
-        let soon = Timespec { tv_sec: 1, tv_nsec: 0 };
-        let limit = self.members.iter().any(|member| member.gone_at.is_some()).then_some(&soon);
+        let alive = self.members.iter().filter_map(|member| member.views.as_ref());
+        polled.extend(alive.map(|views| PollFd::new(views, PollFlags::IN)));
+        let has_orphans = self.members.iter().any(|member| member.gone_at.is_some());
+        let limit = if has_orphans { Duration::from_secs(1) } else { super::KEPT_TIME_MAX };
         // A signal is no reason to do anything else.
-        let _ = poll(&mut polled, limit);
+        let _ = poll(&mut polled, Some(&Timespec { tv_sec: limit.as_secs() as i64, tv_nsec: 0 }));
     }
 
     /// Takes in those that the one before has served, by their wills.
     pub(super) fn read_wills(&mut self) {
-        for_wills(&self.family.clone(), |ask, userfaultfd| {
+        for_wills(&self.family.clone(), |ask, descriptors| {
             // What cannot be taken in waits for ever, and its process is told to end by nobody.
-            if let Some(Err(error)) = self.take_in(ask, userfaultfd) {
+            if let Some(Err(error)) = self.take_in(ask, descriptors) {
                 tracing::error!(%error, "a child of the process that is gone cannot be served");
             }
         });
     }
 
     /// A part of a list of views, or the last one: then all of them join.
-    fn take_in(&mut self, ask: Ask, userfaultfd: OwnedFd) -> Option<Result<()>> {
+    fn take_in(&mut self, ask: Ask, descriptors: Vec<OwnedFd>) -> Option<Result<()>> {
         let Ask::Join { process, nonce, fork, is_last, views, .. } = ask else { return None };
         self.parts.entry(nonce).or_default().extend(views);
         if !is_last {
@@ -119,7 +117,10 @@ impl Serving {
         if process == std::process::id() {
             return None; // Our own will.
         }
-        let outcome = self.join(process, nonce, &views, userfaultfd);
+        let outcome = match <[OwnedFd; 2]>::try_from(descriptors) {
+            Ok(descriptors) => self.join(nonce, &views, descriptors),
+            Err(_) => Err(Errno::EMFILE), // The kernel drops what there is no room for.
+        };
         super::forget_kept(fork);
         Some(outcome)
     }
@@ -128,16 +129,17 @@ impl Serving {
         let living = self.members.iter().filter(|member| member.gone_at.is_none()).count();
         for member in &mut self.members {
             let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-            let Some(process) = &member.process else { continue };
-            if poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&now)) == Ok(1) {
+            let Some(views) = &member.views else { continue };
+            if poll(&mut [PollFd::new(views, PollFlags::IN)], Some(&now)) == Ok(1) {
                 member.cache.remove_kin(member.kin);
                 member.gone_at = Some(Instant::now());
-                member.process = None;
+                member.views = None;
             }
         }
         if self.members.iter().filter(|member| member.gone_at.is_none()).count() < living {
             for_wills(&self.family, |_, _| ());
         }
+        super::forget_old();
         self.members.retain(|member| member.gone_at.is_none_or(|at| at.elapsed() < ORPHANS_TIME));
     }
 
@@ -145,8 +147,7 @@ impl Serving {
         let Some(into) = descriptors.pop() else { return };
         match ask {
             Ask::Join { .. } => {
-                let Some(userfaultfd) = descriptors.pop() else { return };
-                if let Some(outcome) = self.take_in(ask, userfaultfd) {
+                if let Some(outcome) = self.take_in(ask, descriptors) {
                     reply(&into, outcome);
                 }
             }
@@ -162,11 +163,11 @@ impl Serving {
         }
     }
 
-    fn join(&mut self, process: u32, nonce: u64, views: &[JoinedView], userfaultfd: OwnedFd) -> Result<()> {
+    fn join(&mut self, nonce: u64, views: &[JoinedView], descriptors: [OwnedFd; 2]) -> Result<()> {
         if self.members.iter().any(|member| member.nonce == nonce) {
             return Ok(()); // Known by its will.
         }
-        let process = open_process(process).ok_or(Errno(libc::ESRCH))?;
+        let [userfaultfd, lasting] = descriptors;
         let known: Vec<Arc<Object>> = {
             let all = objects();
             views.iter().map(|view| all.get(view.cookie)).collect::<Option<_>>().ok_or(Errno::ENOENT)?
@@ -188,8 +189,8 @@ impl Serving {
             // After another one served it: threads may wait whose faults that one has taken.
             cache.wake_all(Address(view.start as usize).of_kin(kin), view.length);
         }
-        let process = Some(process);
-        self.members.push(Member { process, nonce, gone_at: None, cache, kin, _objects: known });
+        let views = Some(lasting);
+        self.members.push(Member { views, nonce, gone_at: None, cache, kin, _objects: known });
         Ok(())
     }
 }
