@@ -9,6 +9,7 @@ use std::time::Duration;
 use omnimap_host::die;
 
 use crate::address_space::Reader;
+use crate::buffers::Buffers;
 use crate::cache::Inner;
 use crate::durable::Shares;
 use crate::fill::{Fill, For};
@@ -243,9 +244,10 @@ impl Inner {
         }
         let inner = self.clone();
         let work = move || {
+            let mut buffers = Buffers::default();
             while let Some(job) = pool(&inner).next_job() {
                 // Whoever waits for the job would do so for ever.
-                if catch_unwind(AssertUnwindSafe(|| inner.perform(job))).is_err() {
+                if catch_unwind(AssertUnwindSafe(|| inner.perform(job, &mut buffers))).is_err() {
                     die("a panic while pages were filled");
                 }
             }
@@ -262,18 +264,18 @@ impl Inner {
             match job {
                 // But for what nobody waits for, and takes long.
                 Some(job @ Job::Collapse) => self.refuse(job),
-                job => job.into_iter().for_each(|job| self.perform(job)),
+                job => job.into_iter().for_each(|job| self.perform(job, &mut Buffers::default())),
             }
         }
     }
 
-    fn perform(self: &Arc<Self>, job: Job) {
+    fn perform(self: &Arc<Self>, job: Job, buffers: &mut Buffers) {
         match job {
             // Whoever waits has been told the outcome; for readahead nobody asks.
             Job::Waiter(fill, page) => drop(fill.run(For::Waiter(page))),
             Job::Ahead(object, pieces) => {
                 // What fails is asked for, and fails, when somebody wants it.
-                Fill::run_together(object.claim_all_absent(&pieces), |_, _| {});
+                Fill::run_together(object.claim_all_absent(&pieces), buffers, |_, _| {});
                 self.end_ahead(&pieces);
             }
             // A piece at a time, so that what is urgent comes between.
@@ -282,7 +284,7 @@ impl Inner {
             Job::Replenish => self.replenish(),
             Job::Collapse => self.collapse_some(),
             Job::Prefetch(pieces) => {
-                if pieces.fetch_some() {
+                if pieces.fetch_some(buffers) {
                     self.submit(Job::Prefetch(pieces));
                 }
             }
@@ -299,7 +301,7 @@ impl Inner {
         match job {
             Job::Waiter(fill, page) => drop(fill.run(For::Waiter(page))),
             Job::Ahead(_, pieces) => self.end_ahead(&pieces),
-            Job::Prefetch(pieces) => while pieces.fetch_some() {},
+            Job::Prefetch(pieces) => while pieces.fetch_some(&mut Buffers::default()) {},
             // Whoever waits for it writes, or evicts, himself.
             Job::Write(_) | Job::Sweep(_) | Job::Replenish => {}
             Job::Collapse => self.end_collapsing(0),

@@ -18,6 +18,7 @@
 mod address_map;
 mod address_space;
 mod budget;
+mod buffers;
 mod cache;
 mod durable;
 mod error;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use crate::buffers::Buffers;
 use crate::cache::PageCache;
 use crate::error::{Error, Result};
 use crate::fill::{Became, Fill};
@@ -194,13 +195,13 @@ impl Pieces {
     }
 
     /// Fetches one piece that nobody fetches yet, or several that the store reads together; whether to go on.
-    pub(crate) fn fetch_some(self: &Arc<Self>) -> bool {
+    pub(crate) fn fetch_some(self: &Arc<Self>, buffers: &mut Buffers) -> bool {
         let pieces = self.take_pieces();
         if pieces.is_empty() {
             return false;
         }
         let mut missing = Missing::default();
-        self.fetch(&pieces, &mut missing);
+        self.fetch(&pieces, buffers, &mut missing);
         // What others are fetching already is part of what was asked for: they tell when they are done.
         for piece in &pieces {
             // First counted, so that the first to be done is not the last.
@@ -263,10 +264,10 @@ impl Pieces {
     }
 
     /// Fetches what nobody has or fetches of some pieces; notes the first failure in each, and goes on behind it.
-    fn fetch(&self, pieces: &[PageRange], missing: &mut Missing) {
+    fn fetch(&self, pieces: &[PageRange], buffers: &mut Buffers, missing: &mut Missing) {
         let fills = self.object.claim_all_absent(pieces);
         let mut again = Vec::new();
-        Fill::run_together(fills, |range, became| {
+        Fill::run_together(fills, buffers, |range, became| {
             missing.any_room |= !matches!(became, Became::LeftOut { .. });
             let chunk = self.object.cache.chunk_pages(&self.object, range.start);
             match became {
@@ -282,7 +283,7 @@ impl Pieces {
             }
         });
         if !again.is_empty() {
-            self.fetch(&again, missing);
+            self.fetch(&again, buffers, missing);
         }
     }
 
