@@ -9,7 +9,7 @@ use omnimap_host::{
     Exclusive, FaultStream, Host, HostError, Memory, Place, ProcessId, Protection, Sharing, Use, View,
     ViewRequest, die,
 };
-use omnimap_store::{BackingStore, Transfer, Writability, catch};
+use omnimap_store::{Answers, BackingStore, Transfer, Writability, catch};
 
 use crate::address_space::{AddressSpace, Placed, Reader, Shown};
 use crate::budget::Budget;
@@ -19,9 +19,10 @@ use crate::exit;
 use crate::fillers::Fillers;
 use crate::large::Collapsing;
 use crate::location::Location;
+use crate::lone_misses::{self, LoneMisses};
 use crate::mapped_view::MappedView;
 use crate::object::MemoryObject;
-use crate::readahead::Streams;
+use crate::readahead::{Bounds, Streams};
 use crate::replacement::{ObjectId, Replacement};
 use crate::stats::{self, Counters, Stats};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -94,6 +95,7 @@ pub(crate) struct Inner {
     pub(crate) fillers: Fillers,
     pub(crate) writers: Fillers,
     pub(crate) pace: Pace,
+    pub(crate) lone_misses: LoneMisses,
     /// Pages that are dirty or being written back, but for those that only a sync writes because it is all or nothing.
     pub(crate) dirty: AtomicU64,
     /// No more of the dirty pages can be stored to until some have been written.
@@ -141,6 +143,7 @@ impl PageCache {
             fillers: Fillers::new(options.fillers_max, pages * page.bytes()),
             writers: Fillers::new(options.writers_max, 0),
             pace: Pace::new(options.write_back_bytes_per_second_max),
+            lone_misses: LoneMisses::new(),
             dirty: AtomicU64::new(0),
             too_scattered: AtomicBool::new(false),
             sweeping: Sweeping::default(),
@@ -400,8 +403,29 @@ impl Inner {
         (bytes / self.page.bytes()).min(self.budget.pages() / FILL_BUDGET_SHARE).max(1)
     }
 
+    /// What bounds the plan for a page of an object, of which a reader sees these.
+    pub(crate) fn bounds(
+        &self,
+        object: &MemoryObject,
+        seen: PageRange,
+        page: PageIndex,
+        reader: &Reader,
+    ) -> Bounds {
+        let mut window_pages_max = reader.window_pages_max;
+        if self.lone_misses.are_expected() && self.transfer(object).answers == Answers::Promptly {
+            window_pages_max =
+                window_pages_max.min((lone_misses::AHEAD_BYTES_MAX / self.page.bytes()).max(1));
+        }
+        Bounds {
+            object: seen.intersect(object.all_pages()),
+            chunk: self.chunk_pages(object, page),
+            window_pages_max,
+            window_pages_min: self.window_pages_min(object),
+        }
+    }
+
     /// What a stream through an object begins with, in pages.
-    pub(crate) fn window_pages_min(&self, object: &MemoryObject) -> u64 {
+    fn window_pages_min(&self, object: &MemoryObject) -> u64 {
         let is_far = self.transfer(object).preferred_bytes.get() as u64 > FILL_BYTES_MAX;
         if is_far { FILL_BYTES_MAX / self.page.bytes() } else { 1 }
     }

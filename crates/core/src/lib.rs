@@ -31,6 +31,7 @@ mod kin;
 mod large;
 mod location;
 mod locks;
+mod lone_misses;
 mod mapped_view;
 mod object;
 mod page_table;

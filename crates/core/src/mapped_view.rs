@@ -291,12 +291,9 @@ impl MappedView {
     }
 
     fn bounds(&self, page: PageIndex) -> Bounds {
-        Bounds {
-            object: self.object.cache.page.pages_of(self.offset..self.offset + self.len()),
-            chunk: self.object.cache.chunk_pages(&self.object, page),
-            window_pages_max: self.reader.window_pages_max,
-            window_pages_min: self.object.cache.window_pages_min(&self.object),
-        }
+        let cache = &self.object.cache;
+        let seen = cache.page.pages_of(self.offset..self.offset + self.len());
+        cache.bounds(&self.object, seen, page, &self.reader)
     }
 
     /// Gets a page that was not in memory, pinned. `at` is the byte that is wanted first, for errors.
@@ -326,6 +323,7 @@ impl MappedView {
                 }
                 Claim::Mine(fill) => {
                     joined = false;
+                    inner.lone_misses.note(&plan, &bounds, since);
                     let transit = fill.transit();
                     match inner.transfer(&self.object).answers {
                         // What becomes of it, the transit tells.

@@ -166,6 +166,7 @@ impl Streams {
         };
         stream.used_at = clock;
         stream.next = page.0 + 1;
+        stream.window = stream.window.min(bounds.window_pages_max);
         let in_time = page.0 + stream.window / 2 < stream.planned;
         if in_time {
             // Planned, but not there: late, or it was dropped for want of room.

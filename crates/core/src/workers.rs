@@ -20,7 +20,6 @@ use omnimap_store::Answers;
 use crate::cache::Inner;
 use crate::fill::{Fill, For};
 use crate::object::{Claim, Intent, MemoryObject};
-use crate::readahead::Bounds;
 use crate::stats::{Counter, Resolution, count};
 use crate::sync::{Condvar, Mutex, lock, start_thread, thread, wait_while};
 use crate::transit::Waiter;
@@ -318,12 +317,7 @@ fn resolve(inner: &Arc<Inner>, fault: Fault, since: Instant, by: By) -> Served {
         return leading(Resolution::Unmapped);
     };
     let object = &located.object;
-    let bounds = Bounds {
-        object: located.view_pages.intersect(object.all_pages()),
-        chunk: inner.chunk_pages(object, located.page),
-        window_pages_max: located.reader.window_pages_max,
-        window_pages_min: inner.window_pages_min(object),
-    };
+    let bounds = inner.bounds(object, located.view_pages, located.page, &located.reader);
     let plan = lock(&located.reader.streams).on_fault(located.page, &bounds);
     let waiter = Waiter::Raw { address: located.address, page: located.page, since };
     let now = plan.now.part_around(located.page, inner.fill_pages_max(object));
@@ -368,7 +362,10 @@ fn resolve(inner: &Arc<Inner>, fault: Fault, since: Instant, by: By) -> Served {
             object.count(Counter::faults_joined, 1);
             leading(Resolution::Joined)
         }
-        Claim::Mine(fill) => fill_for_fault(inner, object, fill, located.page, by),
+        Claim::Mine(fill) => {
+            inner.lone_misses.note(&plan, &bounds, since);
+            fill_for_fault(inner, object, fill, located.page, by)
+        }
     }
 }
 
