@@ -31,7 +31,7 @@ impl LoneMisses {
         if !plan.ahead.is_empty() || plan.now != bounds.chunk {
             return;
         }
-        let tenth = self.milliseconds(since) / 100 << 8;
+        let tenth = (self.milliseconds(since) / 100) << 8;
         let counted = self.counted.load(Ordering::Relaxed);
         // Two threads may count one; there will be others.
         let counted =
