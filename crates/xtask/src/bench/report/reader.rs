@@ -189,10 +189,13 @@ impl Task {
                 }));
             }
             let scanner = handles.next().map(|mut handle| {
-                let (barrier, stop, pages) = (&barrier, &stop, self.bytes / PAGE_BYTES);
+                let (barrier, stop, pages) = (&barrier, &stop, (self.bytes / PAGE_BYTES) as u32);
+                // Behind what the warm-up has brought into memory, or who is slow would never leave that.
+                let first = (self.budget_bytes / PAGE_BYTES) as u32 % pages;
                 scope.spawn(move || {
                     barrier.wait();
-                    let mut turns = (0..pages as u32).cycle().take_while(|_| !stop.load(Relaxed));
+                    let pages = (0..pages).cycle().skip(first as usize);
+                    let mut turns = pages.take_while(|_| !stop.load(Relaxed));
                     // Loads from a slice whose bytes nobody wants would be left out.
                     turns.try_fold(0, |count, page| {
                         black_box(handle.touch(page)?);

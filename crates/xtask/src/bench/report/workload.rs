@@ -45,7 +45,7 @@ pub(super) const READ: [Workload; 12] = [
     Workload::Packed,
 ];
 
-/// Before random accesses to what is wholly in memory are timed.
+/// Before accesses to what is wholly in memory are timed: what is in use is gathered into large pages by then.
 const WARM_SECONDS: u64 = 6;
 
 /// Sizes that are the same for all workloads.
@@ -90,7 +90,7 @@ impl Workload {
     pub(super) fn description(self) -> &'static str {
         match self {
             Workload::ResidentSequential => {
-                "An object of half the budget, all of it in memory, a byte of each page in order."
+                "An object of half the budget, all of it in memory and in use for some seconds, a byte of each page in order."
             }
             Workload::ResidentRandom => {
                 "An object of half the budget, all of it in memory and in use for some seconds, a byte of any page."
@@ -155,9 +155,11 @@ impl Workload {
         let scanned = |default: u64| file_pages.min(if scale.quick { default / 32 } else { default });
         let (pattern, pages, operations, warm) = match self {
             Workload::ResidentSequential => {
-                (Pattern::Forward, half, scale.operations(4_000_000), Some(2 * half))
+                (Pattern::Forward, half, scale.operations(40_000_000), Some(2 * half))
             }
-            Workload::ResidentRandom => (Pattern::Uniform, half, scale.operations(4_000_000), Some(2 * half)),
+            Workload::ResidentRandom => {
+                (Pattern::Uniform, half, scale.operations(20_000_000), Some(2 * half))
+            }
             Workload::Uniform => (Pattern::Uniform, file_pages, scale.operations(30_000), Some(5_000)),
             Workload::UniformThreads => {
                 (Pattern::Uniform, file_pages, scale.operations(40_000) / 4, Some(5_000))
@@ -186,7 +188,7 @@ impl Workload {
             operations,
             threads: if self == Workload::UniformThreads { 4 } else { 1 },
             warm_operations: warm,
-            warm_seconds: if self == Workload::ResidentRandom && !scale.quick { WARM_SECONDS } else { 0 },
+            warm_seconds: if self.is_resident() && !scale.quick { WARM_SECONDS } else { 0 },
             with: match self {
                 Workload::ZipfBesideScan => With::Scan,
                 Workload::Prefetched => With::Prefetch,
