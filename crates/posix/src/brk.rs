@@ -2,16 +2,22 @@
 
 use std::ffi::c_void;
 use std::ops::Range;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use omnimap_host::Address;
 use omnimap_host::linux::calls;
 
-use crate::address_space::space;
 use crate::errno::{Errno, Result};
 use crate::flags::Prot;
 use crate::range::{address, page_bytes, pointer, whole_pages};
+
+/// Held by who moves the end of a segment, and by who forks. Nobody allocates under it: an allocator may lie above.
+pub(crate) fn moving() -> MutexGuard<'static, ()> {
+    static MOVING: Mutex<()> = Mutex::new(());
+    crate::fork::care();
+    MOVING.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A range of addresses whose first part is memory, up to an end that can be moved.
 ///
@@ -22,7 +28,7 @@ use crate::range::{address, page_bytes, pointer, whole_pages};
 /// Dropping it unmaps all of it.
 pub struct DataSegment {
     reserved: Range<usize>,
-    /// Changed with the [space](space) locked, which no fork finds locked by another thread.
+    /// Changed with [`moving`] held.
     end: AtomicUsize,
 }
 
@@ -52,7 +58,7 @@ impl DataSegment {
     /// # Safety
     /// What lies behind the new end is not used any more.
     pub unsafe fn brk(&self, end: *mut c_void) -> Result<()> {
-        let _space = space();
+        let _moving = moving();
         // SAFETY: the caller promised it.
         unsafe { self.set(address(end).0) }
     }
@@ -65,7 +71,7 @@ impl DataSegment {
     /// # Safety
     /// As there.
     pub unsafe fn sbrk(&self, increment: isize) -> Result<*mut c_void> {
-        let _space = space();
+        let _moving = moving();
         let old = self.end.load(Ordering::Relaxed);
         let end = old.checked_add_signed(increment).ok_or(Errno::ENOMEM)?;
         // SAFETY: the caller promised it.
@@ -73,7 +79,7 @@ impl DataSegment {
         Ok(pointer(Address(old)))
     }
 
-    /// With the space locked.
+    /// With [`moving`] held.
     unsafe fn set(&self, end: usize) -> Result<()> {
         let now = self.end.load(Ordering::Relaxed);
         if end < self.reserved.start || end > self.reserved.end {
@@ -124,7 +130,7 @@ fn segment() -> Result<&'static DataSegment> {
         }
     };
     // A child forked by another thread meanwhile would find it half made.
-    let _space = space();
+    let _moving = moving();
     SEGMENT.get_or_init(reserve).as_ref().map_err(|error| *error)
 }
 

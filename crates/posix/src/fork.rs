@@ -14,13 +14,12 @@
 use std::cell::RefCell;
 use std::hash::{BuildHasher, RandomState};
 use std::ops::Range;
-use std::sync::Arc;
-use std::sync::Once;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, MutexGuard};
 
 use omnimap_core::Span;
 use omnimap_host::linux::{at_fork, calls};
-use omnimap_host::{Address, Place, Sharing, ViewRequest, die};
+use omnimap_host::{Address, Place, Sharing, SignalsBlocked, ViewRequest, die};
 
 use crate::address_space::{Locked, space};
 use crate::copied::Copied;
@@ -30,24 +29,34 @@ use crate::flags::Prot;
 use crate::mapping::{Inheritance, Kind, Lock, Mapping};
 use crate::mmap::protection_of;
 use crate::object::Object;
+use crate::range::addresses_end;
 
 /// Has the handlers called from now on.
 pub(crate) fn care() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
+    static CARED: AtomicBool = AtomicBool::new(false);
+    // Not a lock: an allocator may come here again by what is allocated below.
+    if !CARED.load(Ordering::Relaxed) && !CARED.swap(true, Ordering::Relaxed) {
+        // The handlers of an allocator must be there first: in a fork they come after ours, which allocate.
+        drop(std::hint::black_box(Box::new(0_u8)));
         if at_fork(before, in_parent, in_child).is_err() {
             die("no memory for what fork has to do");
         }
-    });
+        // Found out now: a child could find another thread in the middle of it.
+        addresses_end();
+    }
 }
 
 /// What a thread that forks holds meanwhile: the child finds it consistent, and not locked by others.
 struct Forking {
+    /// Taken last, when nothing is allocated any more, and given back first.
+    segments: Option<MutexGuard<'static, ()>>,
     space: Locked,
     family: Held,
     /// Mappings that the child gets a copy of.
     copies: Vec<Copied>,
     nonce: u64,
+    /// Views are made while nobody else runs: no handler of the program's either. Given back last.
+    signals: SignalsBlocked,
 }
 
 /// What a child gets of a mapping.
@@ -77,6 +86,9 @@ thread_local! {
 }
 
 extern "C" fn before() {
+    // What is made for a thread at first is made now: nothing is allocated when the segments are held.
+    FORKING.with_borrow(|_| ());
+    let signals = SignalsBlocked::new();
     let (space, copies) = with_copies();
     let inherited = || {
         let same = space.mappings.iter().filter(|mapping| Gets::of(mapping) == Gets::TheSame);
@@ -92,7 +104,8 @@ extern "C" fn before() {
     let nonce = u64::from(std::process::id()) << 32 | FORKS.fetch_add(1, Ordering::Relaxed) & 0xFFFF_FFFF;
     let kept = inherited().filter(|object| object.is_served_here()).cloned().collect();
     let family = Held::new(nonce, kept);
-    FORKING.set(Some(Forking { space, family, copies, nonce }));
+    let segments = Some(crate::brk::moving());
+    FORKING.set(Some(Forking { segments, space, family, copies, nonce, signals }));
 }
 
 /// The space, locked, and copies of what a child gets a copy of. Where there is no memory for one, it has nothing there.
@@ -115,12 +128,14 @@ fn with_copies() -> (Locked, Vec<Copied>) {
 }
 
 extern "C" fn in_parent() {
-    let Some(forking) = FORKING.take() else { return };
+    let Some(mut forking) = FORKING.take() else { return };
+    forking.segments = None;
     forking.space.mappings.iter().filter(|m| comes_along(m)).for_each(|m| advise(m, libc::MADV_DONTFORK));
 }
 
 extern "C" fn in_child() {
     let Some(mut forking) = FORKING.take() else { return };
+    forking.segments = None;
     // Before anything else is mapped, by the allocator for one.
     forking.space.mappings.iter().for_each(reserve);
     forking.family.begin_child();
@@ -141,7 +156,7 @@ extern "C" fn in_child() {
         }
     }
     let nonce = forking.nonce;
-    drop(forking);
+    let _signals = forking.end();
     join(joining, nonce);
     for family in families {
         if !family.is_served_here() && family.watch().is_err() {
@@ -181,6 +196,11 @@ fn reserve(mapping: &Mapping) {
 }
 
 impl Forking {
+    /// Gives everything back but the signals, which who joins is not ready for.
+    fn end(self) -> SignalsBlocked {
+        self.signals
+    }
+
     fn inherit(
         &mut self,
         mapping: &Mapping,
@@ -261,9 +281,12 @@ impl Forking {
 
 /// Joins with the views of each cache. What cannot be shared is removed: nothing is better than something else.
 fn join(joining: Vec<(usize, Joining)>, fork: u64) {
+    // Of what could not be shown there is nothing to be served.
+    let joining: Vec<Joining> =
+        joining.into_iter().map(|(_, joining)| joining).filter(|joining| !joining.is_empty()).collect();
     let last = joining.len().wrapping_sub(1);
     let mut asked = Vec::new();
-    for (number, (_, joining)) in joining.into_iter().enumerate() {
+    for (number, joining) in joining.into_iter().enumerate() {
         // Of all that ever join, no two have the same.
         let nonce =
             RandomState::new().hash_one((std::process::id(), fork, number, std::time::Instant::now()));

@@ -73,6 +73,7 @@ impl ChildViews {
 /// threads, and drops its copy of this.
 pub struct HeldForFork {
     _unmarked: RwLockWriteGuard<'static, ()>,
+    _signals: MutexGuard<'static, ()>,
     _failures: MutexGuard<'static, usize>,
     _ranges: MutexGuard<'static, ()>,
     _slots: Box<dyn Any>,
@@ -86,6 +87,8 @@ impl HeldForFork {
         let _unmarked = hold_unmarked();
         HeldForFork {
             _unmarked,
+            // Its holders want the next two.
+            _signals: fault_signals::hold(),
             _failures: failures::hold(),
             _ranges: fault_ranges::hold(),
             _slots: Box::new(fault_slots::unused()),

@@ -9,7 +9,7 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::failures::{self, Failure};
 use super::fault_ranges::{self, FaultRange};
@@ -40,10 +40,15 @@ pub(super) fn install(mode: FaultMode) -> Result<()> {
     Ok(())
 }
 
+/// Keeps others from changing whose records they are while the process is forked: the child finds the lock free.
+pub(super) fn hold() -> MutexGuard<'static, ()> {
+    static CHANGING: Mutex<()> = Mutex::new(());
+    CHANGING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// What is recorded from now on is this process's.
 fn record_here() {
-    static CHANGING: Mutex<()> = Mutex::new(());
-    let _changing = CHANGING.lock().unwrap_or_else(PoisonError::into_inner);
+    let _changing = hold();
     if !RECORDED_IN.is_current() {
         failures::clear();
         fault_ranges::clear();

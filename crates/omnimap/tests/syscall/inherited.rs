@@ -3,17 +3,17 @@
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use omnimap::posix::{Advice, Errno, Inheritance, MapFlags, Prot, RemapFlags, Source, SyncFlags};
-use omnimap::store::{Decorator, FileStore, MemoryStore};
+use omnimap::store::{Decorator, Faulty, FileStore, MemoryStore, Misbehaviour};
 use omnimap::{BackingStore, MapOptions};
 
 use crate::child::{Child, Signal, fork};
-use crate::on;
 use crate::probe::{load, store};
 use crate::subject::{NOTHING, PRIVATE, RW, SHARED, free_addresses, loaded, page, pattern};
+use crate::{on, on_alone};
 
 on!(y01_a_child_syncs_what_the_object_grew_by_after_the_fork, [kernel, paged], |s| {
     let thing = s.object(&pattern(page()));
@@ -280,4 +280,115 @@ on!(f04_what_a_child_has_left_by_exec_is_closed_while_it_lives, [paged], |s| {
             panic!("{error}");
         })
     }));
+});
+
+// What a child leaves dirty is written at its end, and may take as long as it likes.
+on!(f01_a_child_is_forked_while_what_another_has_left_is_being_written, [paged], |_s| {
+    let faulty = Arc::new(Faulty::new(Arc::new(MemoryStore::writable("slow", vec![0; 4 * page()]))));
+    let object = MapOptions::new().budget(64 * page() as u64).object_mut(faulty.clone()).unwrap();
+    // SAFETY: a new mapping at a place of the kernel's choice, used by this test alone.
+    let start =
+        unsafe { omnimap::posix::mmap(std::ptr::null_mut(), 4 * page(), RW, SHARED, &object, 0) }.unwrap();
+    let start = start as usize;
+    faulty.on_write(0..4 * page() as u64, Misbehaviour::Hold, 1);
+    fork(|| store(start, 201).unwrap()).succeeds();
+    assert!(faulty.wait_until_held(1, Duration::from_secs(20)));
+    let begin = Instant::now();
+    fork(|| assert_eq!(load(start), Ok(201))).succeeds();
+    assert!(begin.elapsed() < Duration::from_secs(10), "it waited for the store");
+    faulty.release();
+});
+
+/// A file whose sync never ends, once it was told so, in the process that has opened it first.
+struct Endless {
+    path: PathBuf,
+    file: FileStore,
+    endless: &'static AtomicU64,
+}
+
+impl Decorator for Endless {
+    fn inner(&self) -> &dyn BackingStore {
+        &self.file
+    }
+    fn sync(&self) -> omnimap::store::Result<()> {
+        while self.endless.load(Ordering::SeqCst) > 0 {
+            self.endless.store(2, Ordering::SeqCst);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.file.sync()
+    }
+    fn reopen(&self) -> omnimap::store::Result<Arc<dyn BackingStore>> {
+        Ok(Arc::new(FileStore::open_writable(&self.path)?))
+    }
+}
+
+// The sibling has, by its fork, the other end of what the child waits at.
+on!(y01_a_childs_sync_ends_with_its_parent_although_a_sibling_lives, [paged], |s| {
+    let path = s.path("endless");
+    std::fs::write(&path, pattern(page())).unwrap();
+    // SAFETY: zeros, shared with children, for good.
+    let endless = unsafe { &*(s.map(page(), SHARED, None) as *const AtomicU64) };
+    let report = Signal::new();
+    let parent = fork(|| {
+        let file = FileStore::open_writable(&path).unwrap();
+        let store_of = Arc::new(Endless { path: path.clone(), file, endless });
+        let object = MapOptions::new().budget(64 * page() as u64).object_mut(store_of).unwrap();
+        let start = s.mmap_source(0, page(), RW, SHARED, Source::Object(&object), 0).unwrap();
+        endless.store(1, Ordering::SeqCst);
+        let _ = fork(|| {
+            store(start, 201).unwrap();
+            let begin = Instant::now();
+            let _ended_or_eio = s.msync(start, page(), SyncFlags::SYNC);
+            assert!(begin.elapsed() < Duration::from_secs(20), "{:?}", begin.elapsed());
+            report.give();
+        });
+        while endless.load(Ordering::SeqCst) < 2 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let _ = fork(live_on);
+        // SAFETY: ends the process.
+        unsafe { libc::raise(libc::SIGKILL) };
+    });
+    parent.ends();
+    report.wait();
+});
+
+static STARTED_AT: AtomicUsize = AtomicUsize::new(0);
+
+extern "C" fn store_from_a_handler(_: i32) {
+    let start = STARTED_AT.load(Ordering::SeqCst) as *mut u8;
+    // SAFETY: a mapping of the test's.
+    let before = unsafe { start.read_volatile() };
+    // SAFETY: as above.
+    unsafe { start.write_volatile(before + 1) };
+}
+
+extern "C" fn raise_in_a_child() {
+    if STARTED_AT.load(Ordering::SeqCst) != 0 {
+        // SAFETY: its handler is the test's.
+        unsafe { libc::raise(libc::SIGUSR1) };
+    }
+}
+
+extern "C" fn nothing() {}
+
+// A child's handlers run in the order in which they were registered: this one before ours.
+on_alone!(f01_a_signal_that_comes_while_a_child_is_made_finds_its_mappings, [kernel, paged], |s| {
+    // SAFETY: handlers of the right kind, which do not unwind.
+    unsafe { libc::pthread_atfork(Some(nothing), Some(nothing), Some(raise_in_a_child)) };
+    // SAFETY: as above.
+    unsafe { libc::signal(libc::SIGUSR1, store_from_a_handler as *const () as usize) };
+    let thing = s.object(&pattern(page()));
+    for flags in [SHARED, PRIVATE] {
+        let start = s.map(page(), flags, Some(&thing));
+        store(start, 100).unwrap();
+        STARTED_AT.store(start, Ordering::SeqCst);
+        fork(|| assert_eq!(load(start), Ok(101))).succeeds();
+        STARTED_AT.store(0, Ordering::SeqCst);
+        assert_eq!(load(start), Ok(if flags == SHARED { 101 } else { 100 }));
+        if flags == SHARED {
+            s.msync(start, page(), SyncFlags::SYNC).unwrap();
+            assert_eq!(thing.stored()[0], 101);
+        }
+    }
 });

@@ -23,6 +23,9 @@ use crate::object::{Live, Object};
 /// How often a child that waits to be taken in looks whether it has to serve itself.
 const LOOK_TIME: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 
+/// How long it waits before it asks again.
+const AGAIN_TIME: Duration = Duration::from_millis(20);
+
 /// The objects of one cache that a child has inherited, and its views of them.
 pub(crate) struct Inherited {
     family: Arc<Family>,
@@ -69,6 +72,11 @@ impl Joining {
         Ok(())
     }
 
+    /// Whether nothing is shown.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.joined.is_empty()
+    }
+
     /// The objects that it is about.
     pub(crate) fn objects(&self) -> Vec<Arc<Object>> {
         self.objects.clone()
@@ -113,13 +121,23 @@ pub(crate) struct Asked {
 impl Asked {
     /// Waits until it serves them. If nobody serves any more, this process does from now on; all that it inherits must have
     /// been asked for.
+    ///
+    /// # Errors
+    /// `EAGAIN` if whoever serves has no descriptors left, again and again; as who serves says.
     pub(crate) fn wait(mut self) -> Result<()> {
+        const TRIES_MAX: u32 = 250;
+        let mut tries = 0;
         loop {
             if matches!(poll(&mut [PollFd::new(&self.answer, PollFlags::IN)], Some(&LOOK_TIME)), Ok(1)) {
                 match received(&self.answer) {
                     Some(outcome) => return outcome,
                     // Whoever had the question died with it. The next one may know the answer by the will.
-                    None => self.answer = send(&self.asks, &self.family, &self.descriptors)?,
+                    None if tries < TRIES_MAX => {
+                        tries += 1;
+                        thread::sleep(AGAIN_TIME);
+                        self.answer = send(&self.asks, &self.family, &self.descriptors)?;
+                    }
+                    None => return Err(Errno::EAGAIN),
                 }
             }
             if self.family.try_lock() {
@@ -220,6 +238,7 @@ impl Inherited {
         let refused = |e| omnimap_core::Error::Host { object: first.name().into(), source: Arc::new(e) };
         let host = Arc::new(views.into_host().map_err(refused)?);
         let cache = first.live().cache.anew(host.clone())?;
+        let mut lives = Vec::new();
         for object in &self.objects {
             let old = object.live();
             let memory = old.object.memory();
@@ -235,10 +254,11 @@ impl Inherited {
                 }
             };
             let new = cache.inherit(store, length, memory)?;
-            object.inherit(Live::new(cache.clone(), new, object.readahead_bytes_max));
+            lives.push((object, Live::new(cache.clone(), new, object.readahead_bytes_max)));
         }
-        // As they are by now: the program may have unmapped or protected some.
+        // As they are by now: the program may have unmapped or protected some. From here on it may map others.
         let space = space();
+        lives.into_iter().for_each(|(object, live)| object.inherit(live));
         for mapping in space.mappings.iter() {
             let Some(object) =
                 mapping.paged().filter(|o| self.objects.iter().any(|mine| Arc::ptr_eq(mine, o)))

@@ -25,9 +25,11 @@ use std::time::{Duration, Instant};
 
 use omnimap_core::CachesHeld;
 use omnimap_host::linux::HeldForFork;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FlockOperation, MemfdFlags, fcntl_lock, memfd_create};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Flock, FlockOffsetType, FlockType, Pid, fcntl_getlk};
 
 use self::join::Inherited;
 pub(crate) use self::join::Joining;
@@ -83,6 +85,11 @@ static KEPT: Mutex<Kept> = Mutex::new(Vec::new());
 /// A child that has not joined after so long never will.
 const KEPT_TIME_MAX: Duration = Duration::from_secs(60);
 
+/// How often who waits for an answer looks whether there can be one.
+const LOOK_TIME: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
+/// How long a process that has begun to serve may take for what was asked of the one before it.
+const HEIR_TIME_MAX: Duration = Duration::from_secs(5);
+
 /// What must not be locked by other threads when a process is forked: the child has no such threads.
 pub(crate) struct Held {
     _objects: Objects,
@@ -128,9 +135,10 @@ fn forget_old() {
 fn forget_kept_if(is_gone: impl Fn(u64, Instant) -> bool) {
     let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
     let gone: Vec<_> = kept.extract_if(.., |(number, since, _)| is_gone(*number, *since)).collect();
-    // Dropped without the lock, which a fork waits for.
     drop(kept);
-    drop(gone);
+    if !gone.is_empty() {
+        serve::aside(move || drop(gone));
+    }
 }
 
 /// The family of the objects that this process makes, from the first fork on.
@@ -178,14 +186,36 @@ impl Family {
         }
     }
 
-    /// Asks for a range of an object to be made durable.
+    /// Who serves, if that is another process.
+    fn server(&self) -> Option<Pid> {
+        let all = Flock {
+            start: 0,
+            length: 0,
+            pid: None,
+            typ: FlockType::WriteLock,
+            offset_type: FlockOffsetType::Set,
+        };
+        fcntl_getlk(&self.lock, &all).ok().flatten()?.pid
+    }
+
+    /// Asks for a range of an object to be brought into step with its store.
+    ///
+    /// # Errors
+    /// As who serves says; `EIO` if that process is gone, and another does not answer in its place: it has all of it as dirty.
     pub(crate) fn ask_sync(&self, cookie: u64, bytes: Range<u64>, how: SyncKind) -> Result<()> {
         let ask = Ask::Sync { cookie, start: bytes.start, end: bytes.end, how };
         let (answer, into) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| Errno(e.raw_os_error()))?;
         ask.send(&self.ask, &[into.as_fd()]).map_err(|e| Errno(e.raw_os_error()))?;
         drop(into);
+        let asked = self.server();
+        let mut gone_at: Option<Instant> = None;
+        // The pipe ends with who serves, but not while a child lives that was forked in the middle of its answer.
+        while poll(&mut [PollFd::new(&answer, PollFlags::IN)], Some(&LOOK_TIME)) != Ok(1) {
+            if self.server() != asked && gone_at.get_or_insert_with(Instant::now).elapsed() > HEIR_TIME_MAX {
+                return Err(Errno::EIO);
+            }
+        }
         let mut number = [0; 4];
-        // If whoever serves dies meanwhile, the pipe ends; the next one has all of it as dirty.
         File::from(answer).read_exact(&mut number).map_err(|_| Errno::EIO)?;
         match i32::from_ne_bytes(number) {
             0 => Ok(()),

@@ -2,14 +2,12 @@
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
-use std::thread;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use omnimap_core::PageCache;
 use omnimap_host::{Address, start_thread};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::message::{Ask, JoinedView, SyncKind};
 use super::{Family, objects};
@@ -30,21 +28,22 @@ pub(super) fn start(family: &Arc<Family>) -> Result<()> {
 fn for_wills(family: &Family, mut work: impl FnMut(Ask, Vec<OwnedFd>)) {
     let mut seen = HashSet::new();
     while let Ok(Some((ask, descriptors))) = Ask::peek(&family.wills) {
-        let Ask::Join { process, nonce, part, .. } = &ask else { return };
+        let Ask::Join { nonce, part, .. } = &ask else { return };
         if seen.contains(&(*nonce, *part)) {
             return; // Once round.
         }
-        if open_process(*process).is_none() {
+        if descriptors.get(1).is_none_or(has_ended) {
             let _ = Ask::receive(&family.wills);
             continue;
         }
-        // Back into the queue before it is taken out of it: whoever serves after us may find it twice, but not lost.
+        // Back into the queue before it is taken out of it: whoever serves after us may find it twice, but not lost. Where
+        // the queue is full, the other way round.
         let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
-        if let Err(error) = ask.send(&family.will, &borrowed) {
-            tracing::warn!(%error, process, "wills cannot be gone through");
-            return;
-        }
+        let is_back = ask.send(&family.will, &borrowed).is_ok();
         let _ = Ask::receive(&family.wills);
+        if !is_back && let Err(error) = ask.send(&family.will, &borrowed) {
+            tracing::error!(%error, "a child that has outlived us all will not be served");
+        }
         seen.insert((*nonce, *part));
         work(ask, descriptors);
     }
@@ -128,10 +127,9 @@ impl Serving {
     fn bury(&mut self) {
         let living = self.members.iter().filter(|member| member.gone_at.is_none()).count();
         for member in &mut self.members {
-            let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-            let Some(views) = &member.views else { continue };
-            if poll(&mut [PollFd::new(views, PollFlags::IN)], Some(&now)) == Ok(1) {
-                member.cache.remove_kin(member.kin);
+            if member.views.as_ref().is_some_and(has_ended) {
+                let (cache, kin) = (member.cache.clone(), member.kin);
+                aside(move || cache.remove_kin(kin));
                 member.gone_at = Some(Instant::now());
                 member.views = None;
             }
@@ -140,7 +138,11 @@ impl Serving {
             for_wills(&self.family, |_, _| ());
         }
         super::forget_old();
-        self.members.retain(|member| member.gone_at.is_none_or(|at| at.elapsed() < ORPHANS_TIME));
+        let is_over = |member: &mut Member| member.gone_at.is_some_and(|at| at.elapsed() >= ORPHANS_TIME);
+        let over: Vec<Member> = self.members.extract_if(.., is_over).collect();
+        if !over.is_empty() {
+            aside(move || drop(over));
+        }
     }
 
     pub(super) fn answer(&mut self, ask: Ask, mut descriptors: Vec<OwnedFd>) {
@@ -156,7 +158,7 @@ impl Serving {
                 let into = Arc::new(into);
                 let asked = into.clone();
                 let answer = move || reply(&asked, sync(cookie, start, end, how));
-                if thread::Builder::new().spawn(answer).is_err() {
+                if start_thread("omnimap-kin", answer).is_err() {
                     reply(&into, Err(Errno::EAGAIN)); // No more threads: for the child to try again.
                 }
             }
@@ -195,8 +197,24 @@ impl Serving {
     }
 }
 
-fn open_process(process: u32) -> Option<OwnedFd> {
-    pidfd_open(Pid::from_raw(process as i32)?, PidfdFlags::empty()).ok()
+/// Whether the other end of a pipe is closed.
+fn has_ended(views: &OwnedFd) -> bool {
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut [PollFd::new(views, PollFlags::IN)], Some(&now)) == Ok(1)
+}
+
+/// Does what may write to stores, for which no child that is being forked can wait.
+pub(super) fn aside(work: impl FnOnce() + Send + 'static) {
+    let work = Arc::new(Mutex::new(Some(work)));
+    let theirs = work.clone();
+    if start_thread("omnimap-kin", move || once(&theirs)).is_err() {
+        once(&work);
+    }
+}
+
+fn once(work: &Mutex<Option<impl FnOnce()>>) {
+    let work = work.lock().unwrap_or_else(PoisonError::into_inner).take();
+    work.into_iter().for_each(|work| work());
 }
 
 fn sync(cookie: u64, start: u64, end: u64, how: SyncKind) -> Result<()> {
