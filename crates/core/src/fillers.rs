@@ -9,13 +9,13 @@ use std::time::Duration;
 use omnimap_host::die;
 
 use crate::address_space::Reader;
-use crate::buffers::Buffers;
 use crate::cache::Inner;
 use crate::durable::Shares;
 use crate::fill::{Fill, For};
 use crate::object::MemoryObject;
 use crate::prefetch::Pieces;
 use crate::readahead::Ahead;
+use crate::spare_bytes::SpareBytes;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Condvar, Mutex, lock, start_thread, wait_while};
 use crate::units::{PageIndex, PageRange};
@@ -244,10 +244,10 @@ impl Inner {
         }
         let inner = self.clone();
         let work = move || {
-            let mut buffers = Buffers::default();
+            let mut spare = SpareBytes::default();
             while let Some(job) = pool(&inner).next_job() {
                 // Whoever waits for the job would do so for ever.
-                if catch_unwind(AssertUnwindSafe(|| inner.perform(job, &mut buffers))).is_err() {
+                if catch_unwind(AssertUnwindSafe(|| inner.perform(job, &mut spare))).is_err() {
                     die("a panic while pages were filled");
                 }
             }
@@ -264,18 +264,18 @@ impl Inner {
             match job {
                 // But for what nobody waits for, and takes long.
                 Some(job @ Job::Collapse) => self.refuse(job),
-                job => job.into_iter().for_each(|job| self.perform(job, &mut Buffers::default())),
+                job => job.into_iter().for_each(|job| self.perform(job, &mut SpareBytes::default())),
             }
         }
     }
 
-    fn perform(self: &Arc<Self>, job: Job, buffers: &mut Buffers) {
+    fn perform(self: &Arc<Self>, job: Job, spare: &mut SpareBytes) {
         match job {
             // Whoever waits has been told the outcome; for readahead nobody asks.
             Job::Waiter(fill, page) => drop(fill.run(For::Waiter(page))),
             Job::Ahead(object, pieces) => {
                 // What fails is asked for, and fails, when somebody wants it.
-                Fill::run_together(object.claim_all_absent(&pieces), buffers, |_, _| {});
+                Fill::run_together(object.claim_all_absent(&pieces), spare, |_, _| {});
                 self.end_ahead(&pieces);
             }
             // A piece at a time, so that what is urgent comes between.
@@ -284,7 +284,7 @@ impl Inner {
             Job::Replenish => self.replenish(),
             Job::Collapse => self.collapse_some(),
             Job::Prefetch(pieces) => {
-                if pieces.fetch_some(buffers) {
+                if pieces.fetch_some(spare) {
                     self.submit(Job::Prefetch(pieces));
                 }
             }
@@ -301,7 +301,7 @@ impl Inner {
         match job {
             Job::Waiter(fill, page) => drop(fill.run(For::Waiter(page))),
             Job::Ahead(_, pieces) => self.end_ahead(&pieces),
-            Job::Prefetch(pieces) => while pieces.fetch_some(&mut Buffers::default()) {},
+            Job::Prefetch(pieces) => while pieces.fetch_some(&mut SpareBytes::default()) {},
             // Whoever waits for it writes, or evicts, himself.
             Job::Write(_) | Job::Sweep(_) | Job::Replenish => {}
             Job::Collapse => self.end_collapsing(0),

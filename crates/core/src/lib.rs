@@ -18,7 +18,7 @@
 mod address_map;
 mod address_space;
 mod budget;
-mod buffers;
+
 mod cache;
 mod durable;
 mod error;
@@ -39,6 +39,7 @@ mod placed;
 mod prefetch;
 mod runs;
 mod snapshot;
+mod spare_bytes;
 mod stats;
 mod stores;
 mod stride;

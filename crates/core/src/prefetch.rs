@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use crate::buffers::Buffers;
 use crate::cache::PageCache;
 use crate::error::{Error, Result};
 use crate::fill::{Became, Fill};
 use crate::object::MemoryObject;
+use crate::spare_bytes::SpareBytes;
 use crate::sync::{Condvar, Mutex, MutexGuard, lock, wait_while};
 use crate::transit::Cause;
 use crate::units::{PageIndex, PageRange};
@@ -195,13 +195,13 @@ impl Pieces {
     }
 
     /// Fetches one piece that nobody fetches yet, or several that the store reads together; whether to go on.
-    pub(crate) fn fetch_some(self: &Arc<Self>, buffers: &mut Buffers) -> bool {
+    pub(crate) fn fetch_some(self: &Arc<Self>, spare: &mut SpareBytes) -> bool {
         let pieces = self.take_pieces();
         if pieces.is_empty() {
             return false;
         }
         let mut missing = Missing::default();
-        self.fetch(&pieces, buffers, &mut missing);
+        self.fetch(&pieces, spare, &mut missing);
         // What others are fetching already is part of what was asked for: they tell when they are done.
         for piece in &pieces {
             // First counted, so that the first to be done is not the last.
@@ -264,10 +264,10 @@ impl Pieces {
     }
 
     /// Fetches what nobody has or fetches of some pieces; notes the first failure in each, and goes on behind it.
-    fn fetch(&self, pieces: &[PageRange], buffers: &mut Buffers, missing: &mut Missing) {
+    fn fetch(&self, pieces: &[PageRange], spare: &mut SpareBytes, missing: &mut Missing) {
         let fills = self.object.claim_all_absent(pieces);
         let mut again = Vec::new();
-        Fill::run_together(fills, buffers, |range, became| {
+        Fill::run_together(fills, spare, |range, became| {
             missing.any_room |= !matches!(became, Became::LeftOut { .. });
             let chunk = self.object.cache.chunk_pages(&self.object, range.start);
             match became {
@@ -283,7 +283,7 @@ impl Pieces {
             }
         });
         if !again.is_empty() {
-            self.fetch(&again, buffers, missing);
+            self.fetch(&again, spare, missing);
         }
     }
 

@@ -1,4 +1,4 @@
-//! Buffers for bytes on their way, kept by a thread that fills again and again.
+//! SpareBytes for bytes on their way, kept by a thread that fills again and again.
 
 use omnimap_store::AlignedBytes;
 
@@ -7,11 +7,11 @@ const KEPT_BYTES_MAX: usize = 2 << 20;
 
 /// What a thread has left of earlier transfers: a new buffer has to be zeroed, which costs a tenth of what a fill takes.
 #[derive(Default)]
-pub(crate) struct Buffers {
+pub(crate) struct SpareBytes {
     kept: Vec<AlignedBytes>,
 }
 
-impl Buffers {
+impl SpareBytes {
     /// A buffer of so many bytes, with any content.
     pub(crate) fn take(&mut self, bytes: usize) -> AlignedBytes {
         match self.kept.iter().position(|buffer| buffer.len() == bytes) {
@@ -36,7 +36,7 @@ mod tests {
 
     #[test]
     fn a_buffer_is_used_again_and_not_too_many_are_kept() {
-        let mut buffers = Buffers::default();
+        let mut buffers = SpareBytes::default();
         let mut first = buffers.take(4096);
         first[7] = 1;
         let address = first.as_ptr();
