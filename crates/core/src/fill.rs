@@ -11,7 +11,6 @@ use omnimap_store::{AlignedBytes, ReadAt, StoreError, catch};
 use crate::evict::Room;
 use crate::object::MemoryObject;
 use crate::page_state::Transition;
-use crate::spare_bytes::SpareBytes;
 use crate::stats::{Counter, Resolution};
 use crate::transit::{Cause, Outcome, Transit, Waiter};
 use crate::units::{PageIndex, PageRange};
@@ -130,7 +129,7 @@ impl Fill {
     /// From the store to memory; nobody sees the pages yet but through views. The page that a store waits for is left
     /// out: it comes when it is published.
     fn transfer(&mut self) -> Result<AlignedBytes, Cause> {
-        let mut reading = self.reading(&mut SpareBytes::default())?;
+        let mut reading = self.reading()?;
         let store = &self.object.store;
         let got = catch(|| store.read_at(reading.offset, &mut reading.buffer)).and_then(|outcome| outcome);
         // Looked at before the waiter goes on, who may be the next to come.
@@ -140,7 +139,7 @@ impl Fill {
         self.put(reading, got)
     }
 
-    fn reading(&self, spare: &mut SpareBytes) -> Result<Reading, Cause> {
+    fn reading(&self) -> Result<Reading, Cause> {
         let page = self.object.cache.page;
         let (bytes, length) = (page.bytes_of(self.range), self.object.len());
         if bytes.end > length.next_multiple_of(page.bytes()) {
@@ -149,7 +148,7 @@ impl Fill {
         }
         let wanted = bytes.end.min(length) - bytes.start;
         // Whole pages, although the object may end in the last: direct I/O takes nothing else.
-        let buffer = spare.take((bytes.end - bytes.start) as usize);
+        let buffer = self.object.cache.fillers.spare.take((bytes.end - bytes.start) as usize);
         Ok(Reading { offset: bytes.start, wanted: wanted as usize, buffer })
     }
 
@@ -179,11 +178,7 @@ impl Fill {
 
     /// Does several fills of one object that nobody waits for yet, and reads their bytes together; `ended` is told the pages of
     /// each and what became of it, and apart from those the ones that there was no room for.
-    pub(crate) fn run_together(
-        fills: Vec<Fill>,
-        spare: &mut SpareBytes,
-        mut ended: impl FnMut(PageRange, Became),
-    ) {
+    pub(crate) fn run_together(fills: Vec<Fill>, mut ended: impl FnMut(PageRange, Became)) {
         let mut begun = Vec::with_capacity(fills.len());
         for mut fill in fills {
             let wanted = fill.range;
@@ -196,7 +191,7 @@ impl Fill {
             if room.pages == 0 {
                 continue;
             }
-            match fill.reading(spare) {
+            match fill.reading() {
                 Ok(reading) => begun.push((fill, reading)),
                 Err(cause) => ended(fill.range, Became::Failed(cause)),
             }
@@ -215,7 +210,7 @@ impl Fill {
             let put = fill.put(reading, outcome.unwrap_or(Ok(0)));
             let arrived = put.and_then(|bytes| {
                 let arrived = fill.arrive(For::Later, &bytes);
-                spare.keep(bytes);
+                fill.object.cache.fillers.spare.keep(bytes);
                 arrived
             });
             ended(

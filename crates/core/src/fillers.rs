@@ -35,6 +35,7 @@ pub(crate) struct Fillers {
     threads_max: usize,
     ahead_bytes_max: u64,
     ahead_bytes: AtomicU64,
+    pub(crate) spare: SpareBytes,
     state: Mutex<State>,
     work: Condvar,
     ended: Condvar,
@@ -70,6 +71,7 @@ impl Fillers {
             threads_max: threads_max.get(),
             ahead_bytes_max: AHEAD_BYTES_MAX.min(budget_bytes / AHEAD_BUDGET_SHARE),
             ahead_bytes: AtomicU64::new(0),
+            spare: SpareBytes::new(budget_bytes),
             state: Mutex::default(),
             work: Condvar::new(),
             ended: Condvar::new(),
@@ -116,6 +118,7 @@ impl Fillers {
             state = again;
             state.idle -= 1;
             if !in_time {
+                self.spare.clear();
                 break;
             }
         }
@@ -244,10 +247,9 @@ impl Inner {
         }
         let inner = self.clone();
         let work = move || {
-            let mut spare = SpareBytes::default();
             while let Some(job) = pool(&inner).next_job() {
                 // Whoever waits for the job would do so for ever.
-                if catch_unwind(AssertUnwindSafe(|| inner.perform(job, &mut spare))).is_err() {
+                if catch_unwind(AssertUnwindSafe(|| inner.perform(job))).is_err() {
                     die("a panic while pages were filled");
                 }
             }
@@ -264,18 +266,18 @@ impl Inner {
             match job {
                 // But for what nobody waits for, and takes long.
                 Some(job @ Job::Collapse) => self.refuse(job),
-                job => job.into_iter().for_each(|job| self.perform(job, &mut SpareBytes::default())),
+                job => job.into_iter().for_each(|job| self.perform(job)),
             }
         }
     }
 
-    fn perform(self: &Arc<Self>, job: Job, spare: &mut SpareBytes) {
+    fn perform(self: &Arc<Self>, job: Job) {
         match job {
             // Whoever waits has been told the outcome; for readahead nobody asks.
             Job::Waiter(fill, page) => drop(fill.run(For::Waiter(page))),
             Job::Ahead(object, pieces) => {
                 // What fails is asked for, and fails, when somebody wants it.
-                Fill::run_together(object.claim_all_absent(&pieces), spare, |_, _| {});
+                Fill::run_together(object.claim_all_absent(&pieces), |_, _| {});
                 self.end_ahead(&pieces);
             }
             // A piece at a time, so that what is urgent comes between.
@@ -284,7 +286,7 @@ impl Inner {
             Job::Replenish => self.replenish(),
             Job::Collapse => self.collapse_some(),
             Job::Prefetch(pieces) => {
-                if pieces.fetch_some(spare) {
+                if pieces.fetch_some() {
                     self.submit(Job::Prefetch(pieces));
                 }
             }
@@ -301,7 +303,7 @@ impl Inner {
         match job {
             Job::Waiter(fill, page) => drop(fill.run(For::Waiter(page))),
             Job::Ahead(_, pieces) => self.end_ahead(&pieces),
-            Job::Prefetch(pieces) => while pieces.fetch_some(&mut SpareBytes::default()) {},
+            Job::Prefetch(pieces) => while pieces.fetch_some() {},
             // Whoever waits for it writes, or evicts, himself.
             Job::Write(_) | Job::Sweep(_) | Job::Replenish => {}
             Job::Collapse => self.end_collapsing(0),

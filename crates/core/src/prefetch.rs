@@ -12,7 +12,6 @@ use crate::cache::PageCache;
 use crate::error::{Error, Result};
 use crate::fill::{Became, Fill};
 use crate::object::MemoryObject;
-use crate::spare_bytes::SpareBytes;
 use crate::sync::{Condvar, Mutex, MutexGuard, lock, wait_while};
 use crate::transit::Cause;
 use crate::units::{PageIndex, PageRange};
@@ -195,13 +194,13 @@ impl Pieces {
     }
 
     /// Fetches one piece that nobody fetches yet, or several that the store reads together; whether to go on.
-    pub(crate) fn fetch_some(self: &Arc<Self>, spare: &mut SpareBytes) -> bool {
+    pub(crate) fn fetch_some(self: &Arc<Self>) -> bool {
         let pieces = self.take_pieces();
         if pieces.is_empty() {
             return false;
         }
         let mut missing = Missing::default();
-        self.fetch(&pieces, spare, &mut missing);
+        self.fetch(&pieces, &mut missing);
         // What others are fetching already is part of what was asked for: they tell when they are done.
         for piece in &pieces {
             // First counted, so that the first to be done is not the last.
@@ -264,10 +263,10 @@ impl Pieces {
     }
 
     /// Fetches what nobody has or fetches of some pieces; notes the first failure in each, and goes on behind it.
-    fn fetch(&self, pieces: &[PageRange], spare: &mut SpareBytes, missing: &mut Missing) {
+    fn fetch(&self, pieces: &[PageRange], missing: &mut Missing) {
         let fills = self.object.claim_all_absent(pieces);
         let mut again = Vec::new();
-        Fill::run_together(fills, spare, |range, became| {
+        Fill::run_together(fills, |range, became| {
             missing.any_room |= !matches!(became, Became::LeftOut { .. });
             let chunk = self.object.cache.chunk_pages(&self.object, range.start);
             match became {
@@ -283,7 +282,7 @@ impl Pieces {
             }
         });
         if !again.is_empty() {
-            self.fetch(&again, spare, missing);
+            self.fetch(&again, missing);
         }
     }
 

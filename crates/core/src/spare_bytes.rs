@@ -1,32 +1,52 @@
-//! SpareBytes for bytes on their way, kept by a thread that fills again and again.
+//! Buffers for bytes on their way, kept from one transfer for the next.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use omnimap_store::AlignedBytes;
 
-/// Bytes that a thread keeps at the most; more than one transfer of a store that is read in large pieces.
-const KEPT_BYTES_MAX: usize = 2 << 20;
+/// What is kept at the most, in bytes and as a part of the budget.
+const KEPT_BYTES_MAX: u64 = 4 << 20;
+const KEPT_BUDGET_SHARE: u64 = 16;
+/// And so many, for they are looked through.
+const KEPT_MAX: usize = 16;
 
-/// What a thread has left of earlier transfers: a new buffer has to be zeroed, which costs a tenth of what a fill takes.
-#[derive(Default)]
+/// What earlier transfers have left: a new buffer has to be zeroed, which costs a tenth of what a fill takes.
 pub(crate) struct SpareBytes {
-    kept: Vec<AlignedBytes>,
+    bytes_max: u64,
+    /// Not under the model's locks: nobody waits for anything with it held.
+    kept: Mutex<Vec<AlignedBytes>>,
 }
 
 impl SpareBytes {
+    pub(crate) fn new(budget_bytes: u64) -> SpareBytes {
+        SpareBytes { bytes_max: KEPT_BYTES_MAX.min(budget_bytes / KEPT_BUDGET_SHARE), kept: Mutex::default() }
+    }
+
     /// A buffer of so many bytes, with any content.
-    pub(crate) fn take(&mut self, bytes: usize) -> AlignedBytes {
-        match self.kept.iter().position(|buffer| buffer.len() == bytes) {
-            Some(at) => self.kept.swap_remove(at),
-            None => AlignedBytes::new(bytes),
+    pub(crate) fn take(&self, bytes: usize) -> AlignedBytes {
+        let mut kept = self.kept();
+        let found = kept.iter().rposition(|buffer| buffer.len() == bytes).map(|at| kept.swap_remove(at));
+        drop(kept);
+        found.unwrap_or_else(|| AlignedBytes::new(bytes))
+    }
+
+    /// Keeps a buffer for the next transfer, if there is room for it.
+    pub(crate) fn keep(&self, buffer: AlignedBytes) {
+        let mut kept = self.kept();
+        let bytes: usize = kept.iter().map(|kept| kept.len()).sum();
+        if kept.len() < KEPT_MAX && (bytes + buffer.len()) as u64 <= self.bytes_max {
+            kept.push(buffer);
         }
     }
 
-    /// Keeps a buffer for the next transfer, in the place of older ones.
-    pub(crate) fn keep(&mut self, buffer: AlignedBytes) {
-        self.kept.push(buffer);
-        let bytes = |kept: &[AlignedBytes]| kept.iter().map(|buffer| buffer.len()).sum::<usize>();
-        while bytes(&self.kept) > KEPT_BYTES_MAX {
-            self.kept.remove(0);
-        }
+    /// Gives back what is kept: there are no transfers just now.
+    pub(crate) fn clear(&self) {
+        let kept = std::mem::take(&mut *self.kept());
+        drop(kept);
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Vec<AlignedBytes>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -36,16 +56,16 @@ mod tests {
 
     #[test]
     fn a_buffer_is_used_again_and_not_too_many_are_kept() {
-        let mut buffers = SpareBytes::default();
-        let mut first = buffers.take(4096);
-        first[7] = 1;
+        let spare = SpareBytes::new(32 << 20);
+        let first = spare.take(4096);
         let address = first.as_ptr();
-        buffers.keep(first);
-        assert_ne!(buffers.take(8192).as_ptr(), address);
-        assert_eq!(buffers.take(4096).as_ptr(), address);
-        for _ in 0..10 {
-            buffers.keep(AlignedBytes::new(1 << 20));
-        }
-        assert_eq!(buffers.kept.len(), 2);
+        spare.keep(first);
+        assert_ne!(spare.take(8192).as_ptr(), address);
+        assert_eq!(spare.take(4096).as_ptr(), address);
+        (0..10).for_each(|_| spare.keep(AlignedBytes::new(1 << 20)));
+        assert_eq!(spare.kept().len(), 2, "a part of the budget");
+        spare.clear();
+        (0..100).for_each(|_| spare.keep(AlignedBytes::new(4096)));
+        assert_eq!(spare.kept().len(), KEPT_MAX);
     }
 }
