@@ -48,13 +48,20 @@ pub struct MappedRange {
 pub fn mapped_ranges(process: u32) -> io::Result<Vec<MappedRange>> {
     let directory = PathBuf::from(format!("/proc/{process}"));
     // Short, where the other is long and costs a walk through all pages.
-    let names = fs::read_to_string(directory.join("maps"))?;
-    if !names.contains("/memfd:omnimap") {
+    if !maps_something(process)? {
         return Ok(Vec::new());
     }
     let descriptors = Descriptors::of(&directory, process)?;
     let text = fs::read_to_string(directory.join("smaps"))?;
     Ok(ranges(&text).filter_map(|range| descriptors.describe(range)).collect())
+}
+
+/// Whether a process has something mapped that was made through us, by itself or by a parent.
+///
+/// # Errors
+/// As reading `/proc/PID/maps`: ENOENT if there is no such process, EACCES if it is somebody else's (proc(5)).
+pub fn maps_something(process: u32) -> io::Result<bool> {
+    Ok(fs::read_to_string(format!("/proc/{process}/maps"))?.contains("/memfd:omnimap"))
 }
 
 /// The processes that have mapped something through us, as far as we may look at them.
@@ -64,10 +71,7 @@ pub fn mapped_ranges(process: u32) -> io::Result<Vec<MappedRange>> {
 pub fn mapping_processes() -> io::Result<Vec<u32>> {
     let mut found: Vec<u32> = fs::read_dir("/proc")?
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .filter(|process: &u32| {
-            let names = fs::read_to_string(format!("/proc/{process}/maps"));
-            names.is_ok_and(|names| names.contains("/memfd:omnimap"))
-        })
+        .filter(|process: &u32| maps_something(*process).is_ok_and(|maps| maps))
         .collect();
     found.sort_unstable();
     Ok(found)

@@ -75,6 +75,12 @@ impl Signal {
         Signal { read: read.into(), write: write.into() }
     }
 
+    /// Whether a descriptor is one of its.
+    pub(crate) fn has(&self, descriptor: i32) -> bool {
+        use std::os::fd::AsRawFd;
+        [self.read.as_raw_fd(), self.write.as_raw_fd()].contains(&descriptor)
+    }
+
     pub(crate) fn give(&self) {
         (&self.write).write_all(&[1]).unwrap();
     }

@@ -392,3 +392,23 @@ on_alone!(f01_a_signal_that_comes_while_a_child_is_made_finds_its_mappings, [ker
         }
     }
 });
+
+on!(f01_a_child_that_closes_all_descriptors_is_served_still, [kernel, paged], |s| {
+    let bytes = pattern(64 * page());
+    let thing = s.object(&bytes);
+    let start = s.map(64 * page(), SHARED, Some(&thing));
+    let (closed, go) = (Signal::new(), Signal::new());
+    let child = fork(|| {
+        for descriptor in (3..1024).filter(|fd| !closed.has(*fd) && !go.has(*fd)) {
+            // SAFETY: the child uses none of them.
+            unsafe { libc::close(descriptor) };
+        }
+        closed.give();
+        go.wait();
+        assert_eq!(loaded(start, 64 * page()), bytes);
+    });
+    closed.wait();
+    std::thread::sleep(Duration::from_millis(100));
+    go.give();
+    child.succeeds();
+});

@@ -190,8 +190,9 @@ impl Family {
     pub(crate) fn watch(self: &Arc<Self>) -> Result<()> {
         let family = self.clone();
         let watch = move || {
-            family.wait_for_lock();
-            go_on(&family);
+            if family.wait_for_lock() {
+                go_on(&family);
+            }
         };
         start_thread("omnimap-kin", watch).map_err(|e| Errno(e.raw_os_error().unwrap_or(libc::EAGAIN)))
     }

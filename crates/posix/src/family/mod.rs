@@ -178,11 +178,15 @@ impl Family {
         fcntl_lock(&self.lock, FlockOperation::NonBlockingLockExclusive).is_ok()
     }
 
-    /// Waits until nobody else serves, and becomes the one that does.
-    fn wait_for_lock(&self) {
-        while fcntl_lock(&self.lock, FlockOperation::LockExclusive).is_err() {
-            // A signal that was handled on this thread; the call has no other way to fail here.
-            std::thread::yield_now();
+    /// Waits until nobody else serves, and becomes the one that does; `false` if this process has closed what is waited at.
+    fn wait_for_lock(&self) -> bool {
+        loop {
+            match fcntl_lock(&self.lock, FlockOperation::LockExclusive) {
+                Ok(()) => return true,
+                Err(rustix::io::Errno::BADF) => return false,
+                // A signal that was handled on this thread.
+                Err(_) => std::thread::yield_now(),
+            }
         }
     }
 

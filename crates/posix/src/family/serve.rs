@@ -6,8 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use omnimap_core::PageCache;
+use omnimap_host::linux::maps_something;
 use omnimap_host::{Address, start_thread};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::message::{Ask, JoinedView, SyncKind};
 use super::{Family, objects};
@@ -28,13 +30,18 @@ pub(super) fn start(family: &Arc<Family>) -> Result<()> {
 fn for_wills(family: &Family, mut work: impl FnMut(Ask, Vec<OwnedFd>)) {
     let mut seen = HashSet::new();
     while let Ok(Some((ask, descriptors))) = Ask::peek(&family.wills) {
-        let Ask::Join { nonce, part, .. } = &ask else { return };
+        let Ask::Join { process, nonce, part, .. } = &ask else { return };
         if seen.contains(&(*nonce, *part)) {
             return; // Once round.
         }
-        if descriptors.get(1).is_none_or(has_ended) {
+        if open_process(*process).is_err_and(|error| error == rustix::io::Errno::SRCH) {
             let _ = Ask::receive(&family.wills);
             continue;
+        }
+        if descriptors.len() < 2 {
+            // The kernel drops what there is no room for.
+            tracing::warn!(process, "wills cannot be gone through without descriptors");
+            return;
         }
         // Back into the queue before it is taken out of it: whoever serves after us may find it twice, but not lost. Where
         // the queue is full, the other way round.
@@ -51,14 +58,32 @@ fn for_wills(family: &Family, mut work: impl FnMut(Ask, Vec<OwnedFd>)) {
 
 /// A child that has joined.
 struct Member {
-    /// Ends when its views do, because it ends, or becomes another program; `None` from then on.
-    views: Option<OwnedFd>,
+    process: u32,
+    /// Readable when it ends; `None` from then on.
+    end: Option<OwnedFd>,
+    /// Ends when it becomes another program, or closes all descriptors; `None` from then on.
+    lasts: Option<OwnedFd>,
     nonce: u64,
     gone_at: Option<Instant>,
     cache: Arc<PageCache>,
     kin: u16,
     /// Kept as long as it may touch them.
     _objects: Vec<Arc<Object>>,
+}
+
+impl Member {
+    /// Whether its views are gone, because it has ended or become another program.
+    fn has_ended(&mut self) -> bool {
+        if self.end.as_ref().is_some_and(is_readable) {
+            return true;
+        }
+        if !self.lasts.as_ref().is_some_and(is_readable) {
+            return false;
+        }
+        self.lasts = None;
+        // It may have closed all that it had open. Where nothing can be known, its end is waited for.
+        matches!(maps_something(self.process), Ok(false))
+    }
 }
 
 pub(super) struct Serving {
@@ -87,8 +112,8 @@ impl Serving {
     /// Waits until something is asked, or a child ends, or something that is kept may have had its time.
     fn wait(&self) {
         let mut polled = vec![PollFd::new(&self.family.serve, PollFlags::IN)];
-        let alive = self.members.iter().filter_map(|member| member.views.as_ref());
-        polled.extend(alive.map(|views| PollFd::new(views, PollFlags::IN)));
+        let ends = self.members.iter().flat_map(|member| member.end.iter().chain(&member.lasts));
+        polled.extend(ends.map(|end| PollFd::new(end, PollFlags::IN)));
         let has_orphans = self.members.iter().any(|member| member.gone_at.is_some());
         let limit = if has_orphans { Duration::from_secs(1) } else { super::KEPT_TIME_MAX };
         // A signal is no reason to do anything else.
@@ -117,7 +142,7 @@ impl Serving {
             return None; // Our own will.
         }
         let outcome = match <[OwnedFd; 2]>::try_from(descriptors) {
-            Ok(descriptors) => self.join(nonce, &views, descriptors),
+            Ok(descriptors) => self.join(process, nonce, &views, descriptors),
             Err(_) => Err(Errno::EMFILE), // The kernel drops what there is no room for.
         };
         super::forget_kept(fork);
@@ -127,11 +152,11 @@ impl Serving {
     fn bury(&mut self) {
         let living = self.members.iter().filter(|member| member.gone_at.is_none()).count();
         for member in &mut self.members {
-            if member.views.as_ref().is_some_and(has_ended) {
+            if member.has_ended() {
                 let (cache, kin) = (member.cache.clone(), member.kin);
                 aside(move || cache.remove_kin(kin));
                 member.gone_at = Some(Instant::now());
-                member.views = None;
+                (member.end, member.lasts) = (None, None);
             }
         }
         if self.members.iter().filter(|member| member.gone_at.is_none()).count() < living {
@@ -165,11 +190,17 @@ impl Serving {
         }
     }
 
-    fn join(&mut self, nonce: u64, views: &[JoinedView], descriptors: [OwnedFd; 2]) -> Result<()> {
+    fn join(
+        &mut self,
+        process: u32,
+        nonce: u64,
+        views: &[JoinedView],
+        [userfaultfd, lasts]: [OwnedFd; 2],
+    ) -> Result<()> {
         if self.members.iter().any(|member| member.nonce == nonce) {
             return Ok(()); // Known by its will.
         }
-        let [userfaultfd, lasting] = descriptors;
+        let end = open_process(process).map_err(|error| Errno(error.raw_os_error()))?;
         let known: Vec<Arc<Object>> = {
             let all = objects();
             views.iter().map(|view| all.get(view.cookie)).collect::<Option<_>>().ok_or(Errno::ENOENT)?
@@ -191,16 +222,19 @@ impl Serving {
             // After another one served it: threads may wait whose faults that one has taken.
             cache.wake_all(Address(view.start as usize).of_kin(kin), view.length);
         }
-        let views = Some(lasting);
-        self.members.push(Member { views, nonce, gone_at: None, cache, kin, _objects: known });
+        let (end, lasts) = (Some(end), Some(lasts));
+        self.members.push(Member { process, end, lasts, nonce, gone_at: None, cache, kin, _objects: known });
         Ok(())
     }
 }
 
-/// Whether the other end of a pipe is closed.
-fn has_ended(views: &OwnedFd) -> bool {
+fn open_process(process: u32) -> std::result::Result<OwnedFd, rustix::io::Errno> {
+    pidfd_open(Pid::from_raw(process as i32).ok_or(rustix::io::Errno::SRCH)?, PidfdFlags::empty())
+}
+
+fn is_readable(end: &OwnedFd) -> bool {
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    poll(&mut [PollFd::new(views, PollFlags::IN)], Some(&now)) == Ok(1)
+    poll(&mut [PollFd::new(end, PollFlags::IN)], Some(&now)) == Ok(1)
 }
 
 /// Does what may write to stores, for which no child that is being forked can wait.
