@@ -11,10 +11,10 @@
 //! Handlers of pthread_atfork(3) do what the kernel does not. A child made by a bare clone(2) has no paged mappings: SIGSEGV, and
 //! no zeros.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::hash::{BuildHasher, RandomState};
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, MutexGuard};
 
 use omnimap_core::Span;
@@ -29,21 +29,37 @@ use crate::flags::Prot;
 use crate::mapping::{Inheritance, Kind, Lock, Mapping};
 use crate::mmap::protection_of;
 use crate::object::Object;
-use crate::range::addresses_end;
 
 /// Has the handlers called from now on.
 pub(crate) fn care() {
-    static CARED: AtomicBool = AtomicBool::new(false);
-    // Not a lock: an allocator may come here again by what is allocated below.
-    if !CARED.load(Ordering::Relaxed) && !CARED.swap(true, Ordering::Relaxed) {
-        // The handlers of an allocator must be there first: in a fork they come after ours, which allocate.
-        drop(std::hint::black_box(Box::new(0_u8)));
-        if at_fork(before, in_parent, in_child).is_err() {
-            die("no memory for what fork has to do");
-        }
-        // Found out now: a child could find another thread in the middle of it.
-        addresses_end();
+    static ARE_REGISTERED: AtomicBool = AtomicBool::new(false);
+    /// The process in which a thread registers them.
+    static CLAIMED_IN: AtomicU32 = AtomicU32::new(0);
+    // An allocator may come here again, by what is allocated below.
+    if ARE_REGISTERED.load(Ordering::Acquire) || REGISTERS.get() {
+        return;
     }
+    let this = std::process::id();
+    // Not a lock: a child that is forked meanwhile does it for itself. Twice does no harm.
+    loop {
+        let claimed = CLAIMED_IN.load(Ordering::Acquire);
+        let take = |claimed| CLAIMED_IN.compare_exchange(claimed, this, Ordering::AcqRel, Ordering::Relaxed);
+        if claimed != this && take(claimed).is_ok() {
+            break;
+        }
+        if ARE_REGISTERED.load(Ordering::Acquire) {
+            return;
+        }
+        std::thread::yield_now();
+    }
+    REGISTERS.set(true);
+    // The handlers of an allocator must be there first: in a fork they come after ours, which allocate.
+    drop(std::hint::black_box(Box::new(0_u8)));
+    if at_fork(before, in_parent, in_child).is_err() {
+        die("no memory for what fork has to do");
+    }
+    REGISTERS.set(false);
+    ARE_REGISTERED.store(true, Ordering::Release);
 }
 
 /// What a thread that forks holds meanwhile: the child finds it consistent, and not locked by others.
@@ -83,11 +99,15 @@ impl Gets {
 
 thread_local! {
     static FORKING: RefCell<Option<Forking>> = const { RefCell::new(None) };
+    /// Whether this thread is registering the handlers.
+    static REGISTERS: Cell<bool> = const { Cell::new(false) };
 }
 
 extern "C" fn before() {
-    // What is made for a thread at first is made now: nothing is allocated when the segments are held.
-    FORKING.with_borrow(|_| ());
+    // Registered twice. And what is made for a thread at first is made here: nothing is allocated with the segments held.
+    if FORKING.with_borrow(Option::is_some) {
+        return;
+    }
     let signals = SignalsBlocked::new();
     let (space, copies) = with_copies();
     let inherited = || {

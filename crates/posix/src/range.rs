@@ -3,7 +3,7 @@
 use std::ffi::c_void;
 use std::ops::Range;
 
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use omnimap_host::Address;
 use omnimap_host::linux::calls;
@@ -44,7 +44,12 @@ pub(crate) fn range(start: usize, length: usize, wraps: Errno) -> Result<Range<u
 /// Where the addresses end that the kernel maps at (`TASK_SIZE`). A call that replaces views must know before it lets go
 /// of them.
 pub(crate) fn addresses_end() -> usize {
-    static END: OnceLock<usize> = OnceLock::new();
+    // Not under a lock, for a child may be forked meanwhile: who comes at the same time finds out the same.
+    static END: AtomicUsize = AtomicUsize::new(0);
+    match END.load(Ordering::Relaxed) {
+        0 => {}
+        end => return end,
+    }
     const FLAGS: i32 =
         libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE;
     let is_outside = |at: usize| {
@@ -58,10 +63,11 @@ pub(crate) fn addresses_end() -> usize {
             Err(errno) => errno == libc::ENOMEM,
         }
     };
-    *END.get_or_init(|| {
-        // The lowest power of two that is not inside; x86-64 keeps the page below it out, too (`TASK_SIZE_MAX`).
-        let end =
-            (36..usize::BITS - 1).map(|bits| 1 << bits).find(|end| is_outside(*end)).unwrap_or(usize::MAX);
-        if end < usize::MAX && is_outside(end - page_bytes()) { end - page_bytes() } else { end }
-    })
+    // The lowest power of two that is not inside; x86-64 keeps the page below it out, too (`TASK_SIZE_MAX`).
+    let power =
+        (36..usize::BITS - 1).map(|bits| 1 << bits).find(|end| is_outside(*end)).unwrap_or(usize::MAX);
+    let is_less = power < usize::MAX && is_outside(power - page_bytes());
+    let end = if is_less { power - page_bytes() } else { power };
+    END.store(end, Ordering::Relaxed);
+    end
 }
