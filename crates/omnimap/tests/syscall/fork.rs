@@ -476,6 +476,8 @@ on_alone!(f03_a_child_of_threads_that_map_and_move_ends_may_do_so_too, [anonymou
             let start = segment.start() as usize;
             scope.spawn(move || {
                 while !forked.load(std::sync::atomic::Ordering::Relaxed) {
+                    // A lock is not fair: who forks must come to have it, too.
+                    std::thread::sleep(Duration::from_micros(10));
                     if which == 0 {
                         let start = s.map(page(), SHARED, thing);
                         s.munmap(start, page()).unwrap();
