@@ -163,33 +163,60 @@ on!(y01_who_goes_on_syncs_what_a_dead_process_had_written, [paged], |s| {
     report.wait();
 });
 
-/// A file that does not answer any more, once it was told so; opened again, it does.
-struct Silent {
-    path: PathBuf,
-    file: FileStore,
-    silent: &'static AtomicU64,
+/// What a file does not come back from.
+#[derive(PartialEq)]
+enum Call {
+    Read,
+    Sync,
 }
 
-impl Silent {
-    fn open(path: PathBuf, silent: &'static AtomicU64) -> Silent {
-        Silent { file: FileStore::open(&path).unwrap(), path, silent }
+/// A file that gets stuck in a call, once it was told so (1), and says when it is (2); opened again, it does not.
+struct Stuck {
+    path: PathBuf,
+    file: FileStore,
+    call: Call,
+    told: &'static AtomicU64,
+}
+
+impl Stuck {
+    fn open(path: PathBuf, call: Call, told: &'static AtomicU64) -> Arc<Stuck> {
+        Arc::new(Stuck { file: FileStore::open_writable(&path).unwrap(), path, call, told })
+    }
+
+    fn come_to(&self, call: &Call) {
+        while self.call == *call && self.told.load(Ordering::SeqCst) > 0 {
+            self.told.store(2, Ordering::SeqCst);
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 }
 
-impl Decorator for Silent {
+impl Decorator for Stuck {
     fn inner(&self) -> &dyn BackingStore {
         &self.file
     }
     fn read_at(&self, offset: u64, into: &mut [u8]) -> omnimap::store::Result<usize> {
-        while self.silent.load(Ordering::SeqCst) > 0 {
-            self.silent.store(2, Ordering::SeqCst);
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        self.come_to(&Call::Read);
         self.file.read_at(offset, into)
     }
-    fn reopen(&self) -> omnimap::store::Result<Arc<dyn BackingStore>> {
-        Ok(Arc::new(FileStore::open(&self.path)?))
+    fn sync(&self) -> omnimap::store::Result<()> {
+        self.come_to(&Call::Sync);
+        self.file.sync()
     }
+    fn reopen(&self) -> omnimap::store::Result<Arc<dyn BackingStore>> {
+        Ok(Arc::new(FileStore::open_writable(&self.path)?))
+    }
+}
+
+fn wait_until_stuck(told: &AtomicU64) {
+    while told.load(Ordering::SeqCst) < 2 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn die() {
+    // SAFETY: ends the process.
+    unsafe { libc::raise(libc::SIGKILL) };
 }
 
 // Copying what is inherited waits for its pages, and may be what finds nobody to bring them.
@@ -210,8 +237,8 @@ on!(f02_f03_a_child_copies_what_it_inherited_when_its_parent_dies_meanwhile, [pa
         silent.store(0, Ordering::SeqCst);
         let report = Signal::new();
         let parent = fork(|| {
-            let store = Arc::new(Silent::open(path.clone(), silent));
-            let object = MapOptions::new().budget(64 * page() as u64).object(store).unwrap();
+            let file = Stuck::open(path.clone(), Call::Read, silent);
+            let object = MapOptions::new().budget(64 * page() as u64).object(file).unwrap();
             let start = s.mmap_source(0, 4 * page(), Prot::READ, flags, Source::Object(&object), 0).unwrap();
             silent.store(1, Ordering::SeqCst);
             let _ = fork(|| {
@@ -219,11 +246,8 @@ on!(f02_f03_a_child_copies_what_it_inherited_when_its_parent_dies_meanwhile, [pa
                 assert_eq!(loaded(start, 4 * page()), pattern(4 * page()));
                 report.give();
             });
-            while silent.load(Ordering::SeqCst) < 2 {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            // SAFETY: ends the process.
-            unsafe { libc::raise(libc::SIGKILL) };
+            wait_until_stuck(silent);
+            die();
         });
         parent.ends();
         report.wait();
@@ -299,29 +323,6 @@ on!(f01_a_child_is_forked_while_what_another_has_left_is_being_written, [paged],
     faulty.release();
 });
 
-/// A file whose sync never ends, once it was told so, in the process that has opened it first.
-struct Endless {
-    path: PathBuf,
-    file: FileStore,
-    endless: &'static AtomicU64,
-}
-
-impl Decorator for Endless {
-    fn inner(&self) -> &dyn BackingStore {
-        &self.file
-    }
-    fn sync(&self) -> omnimap::store::Result<()> {
-        while self.endless.load(Ordering::SeqCst) > 0 {
-            self.endless.store(2, Ordering::SeqCst);
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        self.file.sync()
-    }
-    fn reopen(&self) -> omnimap::store::Result<Arc<dyn BackingStore>> {
-        Ok(Arc::new(FileStore::open_writable(&self.path)?))
-    }
-}
-
 // The sibling has, by its fork, the other end of what the child waits at.
 on!(y01_a_childs_sync_ends_with_its_parent_although_a_sibling_lives, [paged], |s| {
     let path = s.path("endless");
@@ -330,9 +331,8 @@ on!(y01_a_childs_sync_ends_with_its_parent_although_a_sibling_lives, [paged], |s
     let endless = unsafe { &*(s.map(page(), SHARED, None) as *const AtomicU64) };
     let report = Signal::new();
     let parent = fork(|| {
-        let file = FileStore::open_writable(&path).unwrap();
-        let store_of = Arc::new(Endless { path: path.clone(), file, endless });
-        let object = MapOptions::new().budget(64 * page() as u64).object_mut(store_of).unwrap();
+        let file = Stuck::open(path.clone(), Call::Sync, endless);
+        let object = MapOptions::new().budget(64 * page() as u64).object_mut(file).unwrap();
         let start = s.mmap_source(0, page(), RW, SHARED, Source::Object(&object), 0).unwrap();
         endless.store(1, Ordering::SeqCst);
         let _ = fork(|| {
@@ -342,12 +342,9 @@ on!(y01_a_childs_sync_ends_with_its_parent_although_a_sibling_lives, [paged], |s
             assert!(begin.elapsed() < Duration::from_secs(20), "{:?}", begin.elapsed());
             report.give();
         });
-        while endless.load(Ordering::SeqCst) < 2 {
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        wait_until_stuck(endless);
         let _ = fork(live_on);
-        // SAFETY: ends the process.
-        unsafe { libc::raise(libc::SIGKILL) };
+        die();
     });
     parent.ends();
     report.wait();
