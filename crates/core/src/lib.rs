@@ -18,7 +18,6 @@
 mod address_map;
 mod address_space;
 mod budget;
-
 mod cache;
 mod durable;
 mod error;

@@ -87,8 +87,11 @@ pub(super) fn unused() -> MutexGuard<'static, Vec<&'static FaultSlots>> {
     UNUSED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The slots of a host, until it ends, and its process.
-pub(super) struct OwnSlots(&'static FaultSlots, ProcessId);
+/// The slots of a host, until it ends.
+pub(super) struct OwnSlots {
+    slots: &'static FaultSlots,
+    made_in: ProcessId,
+}
 
 impl OwnSlots {
     pub(super) fn new() -> OwnSlots {
@@ -96,26 +99,26 @@ impl OwnSlots {
         let unused = unused().pop();
         let slots = unused.unwrap_or_else(|| Box::leak(Box::new(FaultSlots::new())));
         slots.closed.store(false, Ordering::SeqCst);
-        OwnSlots(slots, ProcessId::current())
+        OwnSlots { slots, made_in: ProcessId::current() }
     }
 
     pub(super) fn shared(&self) -> &'static FaultSlots {
-        self.0
+        self.slots
     }
 }
 
 impl Deref for OwnSlots {
     type Target = FaultSlots;
     fn deref(&self) -> &FaultSlots {
-        self.0
+        self.slots
     }
 }
 
 impl Drop for OwnSlots {
     fn drop(&mut self) {
         // A forked child has them as its parent's threads had them at that moment.
-        if self.1.is_current() {
-            unused().push(self.0);
+        if self.made_in.is_current() {
+            unused().push(self.slots);
         }
     }
 }
