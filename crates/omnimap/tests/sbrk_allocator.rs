@@ -26,7 +26,7 @@ unsafe impl GlobalAlloc for FromSbrk {
 static ALLOCATOR: FromSbrk = FromSbrk;
 
 #[test]
-fn b01_an_allocator_may_take_its_memory_from_sbrk() {
+fn an_allocator_may_take_its_memory_from_sbrk() {
     within(Duration::from_secs(60), || {
         let map = || {
             let (prot, flags) = (Prot::READ | Prot::WRITE, MapFlags::PRIVATE);
