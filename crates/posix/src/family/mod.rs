@@ -209,9 +209,10 @@ impl Family {
     pub(crate) fn ask_sync(&self, cookie: u64, bytes: Range<u64>, how: SyncKind) -> Result<()> {
         let ask = Ask::Sync { cookie, start: bytes.start, end: bytes.end, how };
         let (answer, into) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| Errno(e.raw_os_error()))?;
+        // Known before it is asked: whoever comes after it may not have the question.
+        let asked = self.server();
         ask.send(&self.ask, &[into.as_fd()]).map_err(|e| Errno(e.raw_os_error()))?;
         drop(into);
-        let asked = self.server();
         let mut gone_at: Option<Instant> = None;
         // The pipe ends with who serves, but not while a child lives that was forked in the middle of its answer.
         while poll(&mut [PollFd::new(&answer, PollFlags::IN)], Some(&LOOK_TIME)) != Ok(1) {
