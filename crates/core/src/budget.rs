@@ -2,12 +2,16 @@
 
 use std::time::Instant;
 
+use omnimap_host::{Counted, MISCOUNTED_PAGES_MAX};
+
 use crate::sync::{Condvar, Mutex, lock, wait_while};
 
 /// Pages to spend. Every resident page, and every page for which bytes are on their way, holds one.
 pub(crate) struct Budget {
     pages: u64,
     reserve: u64,
+    /// Pages that are left unused once all have been spent, because as many may be counted that are gone already.
+    unused: u64,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -45,13 +49,16 @@ const FILLING_SHARE: u64 = 2;
 /// The part of a budget that is kept free once it has been spent, so that a fill need not evict first; small ones have none.
 const RESERVE_SHARE: u64 = 1024;
 const RESERVE_PAGES_MAX: u64 = 64;
+/// Pages are left unused if they are at most this part of a budget.
+const UNUSED_SHARE: u64 = 512;
 
 impl Budget {
     pub(crate) fn new(pages: u64) -> Budget {
         let state =
             State { free: pages, filling: 0, changes: 0, waiting: 0, spent: false, replenishing: false };
         let reserve = (pages / RESERVE_SHARE).min(RESERVE_PAGES_MAX);
-        Budget { pages, reserve, state: Mutex::new(state), changed: Condvar::new() }
+        let unused = if pages / UNUSED_SHARE >= MISCOUNTED_PAGES_MAX { MISCOUNTED_PAGES_MAX } else { 0 };
+        Budget { pages, reserve, unused, state: Mutex::new(state), changed: Condvar::new() }
     }
 
     /// All pages, spent or not.
@@ -69,19 +76,38 @@ impl Budget {
     pub(crate) fn take(&self, count: u64) -> Taken {
         let mut state = lock(&self.state);
         let allowed = count.min((self.pages / FILLING_SHARE).saturating_sub(state.filling));
-        let pages = state.free.min(allowed);
+        let unused = if state.spent { self.unused } else { 0 };
+        let pages = state.free.saturating_sub(unused).min(allowed);
         state.free -= pages;
         state.filling += pages;
         state.spent |= pages < allowed;
-        let replenish = state.spent && state.free < self.reserve && !state.replenishing;
+        let replenish = state.spent && state.free < self.unused + self.reserve && !state.replenishing;
         state.replenishing |= replenish;
         Taken { pages, not_free: allowed - pages, since: Moment(state.changes), replenish }
+    }
+
+    /// Spends at most `count` of the pages that are left unused, for a fill that gets no others.
+    pub(crate) fn take_unused(&self, count: u64) -> u64 {
+        let mut state = lock(&self.state);
+        let allowed = (self.pages / FILLING_SHARE).saturating_sub(state.filling);
+        let pages = count.min(allowed).min(state.free);
+        state.free -= pages;
+        state.filling += pages;
+        pages
+    }
+
+    /// How pages that are about to be dropped have to be counted.
+    pub(crate) fn counted(&self) -> Counted {
+        let state = lock(&self.state);
+        let enough_unused = self.unused > 0 && state.spent && state.free >= self.unused;
+        if enough_unused { Counted::Roughly } else { Counted::Exactly }
     }
 
     /// How many pages are to be evicted by whoever replenishes the reserve; at none his duty is over.
     pub(crate) fn missing(&self) -> u64 {
         let mut state = lock(&self.state);
-        let missing = if state.spent { (2 * self.reserve).saturating_sub(state.free) } else { 0 };
+        let missing =
+            if state.spent { (self.unused + 2 * self.reserve).saturating_sub(state.free) } else { 0 };
         state.replenishing = missing > 0;
         missing
     }
@@ -128,7 +154,7 @@ impl Budget {
         change(&mut state);
         debug_assert!(state.free + state.filling <= self.pages, "more was given back than taken");
         state.changes += 1;
-        state.spent &= state.free <= 4 * self.reserve;
+        state.spent &= state.free <= self.unused + 4 * self.reserve;
         if state.waiting > 0 {
             self.changed.notify_all();
         }
@@ -164,8 +190,9 @@ mod tests {
         assert_eq!(budget.missing(), 0, "what just fits stays");
         assert!(spend(&budget, 1), "it did not suffice");
         assert!(!spend(&budget, 1), "somebody replenishes already");
-        assert_eq!(budget.missing(), 2 * RESERVE_PAGES_MAX);
-        budget.release(2 * RESERVE_PAGES_MAX);
+        let wanted = MISCOUNTED_PAGES_MAX + 2 * RESERVE_PAGES_MAX;
+        assert_eq!(budget.missing(), wanted);
+        budget.release(wanted);
         assert_eq!(budget.missing(), 0);
         assert!(!spend(&budget, RESERVE_PAGES_MAX) && spend(&budget, 1), "again, when half of it is spent");
         budget.give_up_replenishing();
@@ -173,6 +200,27 @@ mod tests {
         budget.release(1024);
         assert_eq!(budget.missing(), 0, "there is room again");
         assert!(!spend(&budget, 1000));
+    }
+
+    #[test]
+    fn pages_are_left_unused_once_all_have_been_spent_unless_there_are_no_others() {
+        let pages = UNUSED_SHARE * MISCOUNTED_PAGES_MAX;
+        let budget = Budget::new(pages);
+        assert!(!spend(&budget, pages / 2) && !spend(&budget, pages / 2), "all of them can be used");
+        spend(&budget, 1);
+        assert_eq!(budget.counted(), Counted::Exactly, "nothing is unused yet");
+        budget.release(MISCOUNTED_PAGES_MAX + 1);
+        assert_eq!(budget.counted(), Counted::Roughly);
+        assert_eq!(budget.take(2).pages, 1);
+        assert_eq!(budget.counted(), Counted::Roughly);
+        assert_eq!((budget.take(1).pages, budget.take_unused(1)), (0, 1));
+        assert_eq!(budget.counted(), Counted::Exactly, "one of the unused was taken");
+
+        let small = Budget::new(pages - 1);
+        spend(&small, pages / 2);
+        spend(&small, pages / 2);
+        small.release(100);
+        assert_eq!((small.take(100).pages, small.counted()), (100, Counted::Exactly));
     }
 
     #[test]

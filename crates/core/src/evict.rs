@@ -65,13 +65,13 @@ impl Inner {
             if more.replenish {
                 self.submit_replenishing();
             }
-            let room = Room { pages: taken, more_soon: taken < wanted && more.not_free == 0 };
-            if taken == wanted {
-                return room;
-            }
-            if more.not_free > 0 && self.evict(more.not_free) > 0 {
+            if taken < wanted && more.not_free > 0 && self.evict(more.not_free) > 0 {
                 continue;
             }
+            if taken < least {
+                taken += self.budget.take_unused(least - taken);
+            }
+            let room = Room { pages: taken, more_soon: taken < wanted && more.not_free == 0 };
             if taken >= least {
                 return room;
             }
@@ -326,7 +326,7 @@ impl MemoryObject {
 
     fn finish_eviction(&self, part: PageRange, transit: &Arc<Transit>) -> u64 {
         let bytes = self.cache.page.bytes_of(part);
-        let punched = self.memory.punch(bytes.start, bytes.end - bytes.start);
+        let punched = self.memory.punch(bytes.start, bytes.end - bytes.start, self.cache.budget.counted());
         let (transition, evicted) = match &punched {
             Ok(()) => (Transition::Evicted, part.count()),
             Err(error) => {

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use omnimap_host::{HostError, Stores, die};
+use omnimap_host::{Counted, HostError, Stores, die};
 use omnimap_store::{AlignedBytes, ReadAt, StoreError, catch};
 
 use crate::evict::Room;
@@ -227,7 +227,7 @@ impl Fill {
         let object = &self.object;
         let bytes = object.cache.page.bytes_of(self.range);
         // Some of the pages may be there: they must not be taken for holes, or be found by anybody.
-        if object.memory.punch(bytes.start, bytes.end - bytes.start).is_err() {
+        if object.memory.punch(bytes.start, bytes.end - bytes.start, Counted::Exactly).is_err() {
             die(&format!("{}: memory that was filled in part cannot be emptied", object.name));
         }
         Cause::Host(Arc::new(error))

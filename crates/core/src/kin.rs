@@ -7,7 +7,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use omnimap_host::{Address, Host, Memory, ViewRequest};
+use omnimap_host::{Address, Counted, Host, Memory, ViewRequest};
 use omnimap_store::{BackingStore, catch};
 
 use crate::address_map::Span;
@@ -139,7 +139,9 @@ impl MemoryObject {
                     if writable {
                         return Err(self.no_room(rest.start));
                     }
-                    self.memory.punch(rest.start, rest.end - rest.start).map_err(|e| self.host_error(e))?;
+                    self.memory
+                        .punch(rest.start, rest.end - rest.start, Counted::Exactly)
+                        .map_err(|e| self.host_error(e))?;
                     break;
                 }
                 self.cache.budget.arrived(taken);

@@ -15,7 +15,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use omnimap_host::{Collapsed, Stores, Use, die};
+use omnimap_host::{Collapsed, Counted, Stores, Use, die};
 
 use crate::cache::Inner;
 use crate::evict::VIEWS_ASKED_MAX;
@@ -361,7 +361,7 @@ impl MemoryObject {
             copy.resize(length as usize, 0);
             self.memory.read(bytes.start, &mut copy).is_ok()
         };
-        if let Err(error) = self.memory.punch(bytes.start, length) {
+        if let Err(error) = self.memory.punch(bytes.start, length, Counted::Exactly) {
             tracing::warn!(object = %self.name, %error, "a large page could not be split");
             return (Some(Progress::Large), Transition::EvictionAbandoned);
         }
@@ -370,7 +370,7 @@ impl MemoryObject {
                 Ok(()) => return (None, Transition::EvictionAbandoned),
                 Err(error) => {
                     tracing::warn!(object = %self.name, %error, "pages that were large could not be kept");
-                    if self.memory.punch(bytes.start, length).is_err() {
+                    if self.memory.punch(bytes.start, length, Counted::Exactly).is_err() {
                         die(&format!("{}: memory that was filled in part cannot be emptied", self.name));
                     }
                 }

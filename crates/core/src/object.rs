@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
-use omnimap_host::{Address, Memory, Sharing, View, die};
+use omnimap_host::{Address, Counted, Memory, Sharing, View, die};
 use omnimap_store::BackingStore;
 
 use crate::address_map::{AddressMap, Span};
@@ -556,7 +556,8 @@ impl Drop for MemoryObject {
         self.cache.forget_object(self.id);
         // The memory goes before the budget comes back, or both together would be above it for a moment.
         if pages.table.resident_count() > 0
-            && let Err(error) = self.memory.punch(0, self.cache.page.bytes_of(self.all_pages()).end.max(1))
+            && let Err(error) =
+                self.memory.punch(0, self.cache.page.bytes_of(self.all_pages()).end.max(1), Counted::Exactly)
         {
             tracing::warn!(object = %self.name, %error, "memory could not be given back before it was closed");
         }

@@ -19,7 +19,6 @@
 //! driven out by them, as in a loop over more pages than there is room for.
 
 use std::collections::VecDeque;
-use std::hash::{DefaultHasher, Hash, Hasher};
 
 use crate::units::PageIndex;
 
@@ -232,12 +231,18 @@ impl Ghosts {
     }
 
     fn locate(&self, page: CachedPage) -> (usize, u16) {
-        let mut hasher = DefaultHasher::new();
-        page.hash(&mut hasher);
-        let hash = hasher.finish();
+        let hash = mixed(page.object.0.rotate_left(32) ^ page.page.0);
         // 0 is nobody's.
         (hash as usize & (self.tags.len() - 1), (hash >> 48) as u16 | 1)
     }
+}
+
+/// All bits from each (the finalizer of splitmix64; Steele and others, "Fast splittable pseudorandom number generators",
+/// OOPSLA 2014). A stream asks some times for each page.
+fn mixed(number: u64) -> u64 {
+    let number = (number ^ number >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let number = (number ^ number >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+    number ^ number >> 31
 }
 
 #[cfg(test)]

@@ -27,8 +27,8 @@ pub use error::{HostError, Result};
 pub use exit::at_exit;
 pub use fault_mode::{FaultMode, UnknownFaultMode};
 pub use machine::{
-    Access, Address, Addresses, Collapsed, Exclusive, Fault, FaultServer, FaultStream, Host, Memory, Place,
-    Protection, Sharing, Stores, Use, View, ViewRequest, Waited,
+    Access, Address, Addresses, Collapsed, Counted, Exclusive, Fault, FaultServer, FaultStream, Host,
+    MISCOUNTED_PAGES_MAX, Memory, Place, Protection, Sharing, Stores, Use, View, ViewRequest, Waited,
 };
 pub use process::{ProcessId, die};
 pub use signals::SignalsBlocked;

@@ -112,6 +112,19 @@ pub enum Stores {
     Let,
 }
 
+/// How [`Memory::resident_bytes`], and whoever looks from outside, may see pages go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Counted {
+    /// At once: no pages are added to this memory meanwhile.
+    Exactly,
+    /// A moment later, for at most [`MISCOUNTED_PAGES_MAX`] pages of all memories of a host together; pages are added
+    /// meanwhile.
+    Roughly,
+}
+
+/// Pages dropped that may be counted still, in all memories of a host together.
+pub const MISCOUNTED_PAGES_MAX: u64 = 32;
+
 /// What accesses an address range allows (`PROT_*`, mmap(2)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Protection {
@@ -293,7 +306,7 @@ pub trait Memory: Send + Sync {
     fn read(&self, offset: u64, into: &mut [u8]) -> Result<()>;
 
     /// Makes a hole: the pages vanish from every view at once and their memory is free.
-    fn punch(&self, offset: u64, bytes: u64) -> Result<()>;
+    fn punch(&self, offset: u64, bytes: u64, counted: Counted) -> Result<()>;
 
     /// Bytes of memory that the object has now, as the kernel counts them (not as we do).
     fn resident_bytes(&self) -> Result<u64>;

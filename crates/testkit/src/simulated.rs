@@ -9,8 +9,8 @@ use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
 use omnimap_host::{
-    Access, Address, Collapsed, Exclusive, Fault, FaultServer, FaultStream, Host, HostError, Memory, Place,
-    Result, Sharing, Stores, Use, View, ViewRequest, Waited,
+    Access, Address, Collapsed, Counted, Exclusive, Fault, FaultServer, FaultStream, Host, HostError, Memory,
+    Place, Result, Sharing, Stores, Use, View, ViewRequest, Waited,
 };
 
 use crate::sync::{Condvar, Mutex, MutexGuard, either};
@@ -401,7 +401,7 @@ impl Memory for SimulatedMemory {
         self.used_as
     }
 
-    fn punch(&self, offset: u64, bytes: u64) -> Result<()> {
+    fn punch(&self, offset: u64, bytes: u64, _counted: Counted) -> Result<()> {
         let page_bytes = self.machine.page_bytes;
         let mut state = self.machine.lock();
         let pages = offset / page_bytes..(offset + bytes).div_ceil(page_bytes);

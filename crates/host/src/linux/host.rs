@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use super::accounting::Adding;
 use super::faults::Faults;
 use super::memory::{Kind, Memfd};
 use super::userfaultfd::Userfaultfd;
@@ -13,6 +14,7 @@ use crate::{Exclusive, FaultMode, FaultStream, Host, HostError, Memory, Result, 
 /// The machine as Linux makes it.
 pub struct LinuxHost {
     faults: Arc<Faults>,
+    adding: Arc<Adding>,
     page_bytes: u64,
 }
 
@@ -34,7 +36,7 @@ impl LinuxHost {
 
     pub(super) fn over(faults: Arc<Faults>) -> Result<LinuxHost> {
         fault_signals::install(faults.mode())?;
-        Ok(LinuxHost { faults, page_bytes: page_bytes() })
+        Ok(LinuxHost { faults, adding: Arc::default(), page_bytes: page_bytes() })
     }
 
     /// Memory that another process has made and filled, by its descriptor: it goes on from what is there.
@@ -46,7 +48,7 @@ impl LinuxHost {
             self.faults.check_traps()?;
         }
         let kind = Kind { page_bytes: self.page_bytes, used_as, exclusive: 0 };
-        Ok(Arc::new(Memfd::over(file, kind, self.faults.clone())))
+        Ok(Arc::new(Memfd::over(file, kind, self.faults.clone(), self.adding.clone())))
     }
 
     /// How faults arrive.
@@ -102,6 +104,7 @@ impl Host for LinuxHost {
             length,
             Kind { page_bytes: self.page_bytes, used_as, exclusive: id },
             self.faults.clone(),
+            self.adding.clone(),
         )?;
         Ok((Arc::new(memory), (used_as == Use::Exclusive).then_some(exclusive)))
     }

@@ -4,11 +4,12 @@ use std::fs::File;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 use rustix::fs::{FallocateFlags, MemfdFlags, SeekFrom};
 use rustix::pipe::{IoSliceRaw, PipeFlags, SpliceFlags, pipe_with, splice, vmsplice};
 
+use super::accounting::{Accounting, Adding};
 use super::faults::Faults;
 use super::figures::{ObjectKind, Published};
 use super::guarded::GuardedMemory;
@@ -17,7 +18,7 @@ use super::view::LinuxView;
 use super::view_list::{Filled, ViewList};
 use super::window::Window;
 use crate::error::During;
-use crate::{Address, Memory, Result, Stores, Use, View, ViewRequest};
+use crate::{Address, Counted, Memory, Result, Stores, Use, View, ViewRequest};
 
 /// `st_blocks` counts in units of this, whatever the file system (stat(2)).
 const BLOCK_BYTES: u64 = 512;
@@ -32,10 +33,7 @@ pub(super) struct Memfd {
     /// The views that there are, for filling through them.
     views: Arc<ViewList>,
     window: Arc<Window>,
-    /// Shared by fills, exclusive for punching. The kernel works out how many pages were freed from how many there are,
-    /// and a page that is just being added hides one that was just dropped (`shmem_recalc_inode`): without this,
-    /// `st_blocks` would be above the budget for a moment.
-    accounting: RwLock<()>,
+    accounting: Accounting,
     /// For who looks from outside.
     figures: Option<Published>,
 }
@@ -53,14 +51,21 @@ pub(super) struct Kind {
 const FILL_BYTES_TOGETHER: usize = 128 << 10;
 
 impl Memfd {
-    pub(super) fn create(name: &str, length: u64, kind: Kind, faults: Arc<Faults>) -> Result<Memfd> {
+    pub(super) fn create(
+        name: &str,
+        length: u64,
+        kind: Kind,
+        faults: Arc<Faults>,
+        adding: Arc<Adding>,
+    ) -> Result<Memfd> {
         let fd = rustix::fs::memfd_create(memfd_name(PAGED_PREFIX, name), MemfdFlags::CLOEXEC)
             .during("memfd_create")?;
         rustix::fs::ftruncate(&fd, length).during("ftruncate(memfd)")?;
-        Ok(Self::over(fd.into(), kind, faults))
+        Ok(Self::over(fd.into(), kind, faults, adding))
     }
 
-    pub(super) fn over(file: File, kind: Kind, faults: Arc<Faults>) -> Memfd {
+    pub(super) fn over(file: File, kind: Kind, faults: Arc<Faults>, adding: Arc<Adding>) -> Memfd {
+        let accounting = Accounting::new(adding);
         let guarded = faults.guarded_memory(kind.page_bytes);
         let figures = Published::new(&file, ObjectKind::Paged);
         Memfd {
@@ -70,7 +75,7 @@ impl Memfd {
             kind,
             views: Arc::default(),
             window: Arc::default(),
-            accounting: RwLock::default(),
+            accounting,
             figures,
         }
     }
@@ -100,7 +105,7 @@ impl Memfd {
     /// than a page.
     fn fill_through_a_view(&self, offset: u64, bytes: &[u8], stores: Stores) -> Result<usize> {
         let fill = || {
-            let _adding = self.accounting.read().unwrap_or_else(PoisonError::into_inner);
+            let _adding = self.accounting.may_add();
             self.views.fill(offset, bytes, stores)
         };
         let filled = match fill() {
@@ -113,7 +118,7 @@ impl Memfd {
         };
         let Some(Filled { bytes, was_hidden }) = filled else {
             // Unless a view came meanwhile: then it is tried again.
-            let _adding = self.accounting.read().unwrap_or_else(PoisonError::into_inner);
+            let _adding = self.accounting.may_add();
             let all = offset..offset + bytes.len() as u64;
             let written = self.views.unless_shown(all, stores, || self.write_inside(offset, bytes));
             return written.map_or(Ok(0), |written| written.map(|()| bytes.len()));
@@ -163,7 +168,7 @@ impl Memory for Memfd {
             let rest = &rest[..rest.len().min(FILL_BYTES_TOGETHER)];
             at += match &self.guarded {
                 Some(guarded) => {
-                    let _adding = self.accounting.read().unwrap_or_else(PoisonError::into_inner);
+                    let _adding = self.accounting.may_add();
                     guarded.fill(&self.file, at, rest, stores)?;
                     rest.len() as u64
                 }
@@ -182,7 +187,7 @@ impl Memory for Memfd {
     }
 
     fn set_len(&self, length: u64) -> Result<()> {
-        let _dropping = self.accounting.write().unwrap_or_else(PoisonError::into_inner);
+        let _dropping = self.accounting.may_drop(Counted::Exactly);
         match &self.guarded {
             Some(guarded) => guarded.set_len(&self.file, length),
             None => rustix::fs::ftruncate(&self.file, length).during("ftruncate(memfd)"),
@@ -199,9 +204,9 @@ impl Memory for Memfd {
         self.kind.used_as
     }
 
-    fn punch(&self, offset: u64, bytes: u64) -> Result<()> {
+    fn punch(&self, offset: u64, bytes: u64, counted: Counted) -> Result<()> {
         let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        let _dropping = self.accounting.write().unwrap_or_else(PoisonError::into_inner);
+        let _dropping = self.accounting.may_drop(counted);
         if let Some(guarded) = &self.guarded {
             return guarded.punch(&self.file, offset, bytes);
         }

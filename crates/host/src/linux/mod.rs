@@ -1,5 +1,6 @@
 //! The machine as Linux makes it: memfd, userfaultfd or guard pages, signals, pagemap.
 
+mod accounting;
 pub mod calls;
 mod child;
 mod failures;

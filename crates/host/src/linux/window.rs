@@ -105,7 +105,9 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use crate::linux::LinuxHost;
-    use crate::{Address, FaultMode, Host, Memory, Place, Protection, Sharing, Stores, Use, ViewRequest};
+    use crate::{
+        Address, Counted, FaultMode, Host, Memory, Place, Protection, Sharing, Stores, Use, ViewRequest,
+    };
 
     fn host() -> Option<LinuxHost> {
         let host = LinuxHost::open(Some(FaultMode::Worker));
@@ -178,7 +180,7 @@ mod tests {
         let before = table_kib();
         for number in 0..8192 {
             memory.fill(number * step, &vec![7; page as usize], Stores::Let).unwrap();
-            memory.punch(number * step, page).unwrap();
+            memory.punch(number * step, page, Counted::Exactly).unwrap();
         }
         let grown = table_kib().saturating_sub(before);
         assert!(grown < 8 << 10, "{grown} KiB of page tables for 8192 fills");
@@ -206,13 +208,13 @@ mod tests {
                 while !stop.load(Ordering::Relaxed) {
                     let _for_a_window = private(&*memory, 256 * page, page).unwrap();
                     memory.fill(300 * page, &bytes, Stores::Let).unwrap();
-                    memory.punch(300 * page, page).unwrap();
+                    memory.punch(300 * page, page, Counted::Exactly).unwrap();
                 }
             });
             // Whoever fills waits for those who punch.
             scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed) {
-                    memory.punch(400 * page, page).unwrap();
+                    memory.punch(400 * page, page, Counted::Exactly).unwrap();
                 }
             });
             let pagemap = File::open("/proc/self/pagemap").unwrap();
@@ -225,7 +227,7 @@ mod tests {
             let untrapped = (0..ROUNDS).map(|round| round % 256 * page).find(|at| {
                 memory.fill(*at, &bytes, Stores::Trap).unwrap();
                 let trapped = is_trapped(Address(view.start().0 + *at as usize));
-                memory.punch(*at, page).unwrap();
+                memory.punch(*at, page, Counted::Exactly).unwrap();
                 // The marker stays behind, and the next round is to set its own.
                 view.let_stores(*at..*at + page).unwrap();
                 !trapped

@@ -13,7 +13,9 @@ use anyhow::{Context, Result};
 use omnimap::FaultMode;
 use omnimap::store::{AlignedBytes, BackingStore};
 use omnimap_host::linux::LinuxHost;
-use omnimap_host::{Address, Fault, FaultServer, FaultStream, Host, Memory, Stores, Use, View, Waited, die};
+use omnimap_host::{
+    Address, Counted, Fault, FaultServer, FaultStream, Host, Memory, Stores, Use, View, Waited, die,
+};
 
 use super::faults::scattered;
 
@@ -95,7 +97,7 @@ impl Server {
         let (oldest, bytes) = &mut *state;
         if oldest.len() >= self.pages_max {
             for offset in oldest.drain(..EVICTED_TOGETHER.min(self.pages_max)) {
-                self.memory.punch(offset, self.page_bytes)?;
+                self.memory.punch(offset, self.page_bytes, Counted::Exactly)?;
             }
         }
         let length = bytes.len().min((self.store.len() - offset) as usize);
