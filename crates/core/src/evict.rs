@@ -4,6 +4,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use omnimap_store::Answers;
+
 use crate::cache::Inner;
 use crate::large::SPLITS_MAX;
 use crate::object::MemoryObject;
@@ -56,14 +58,19 @@ pub(crate) struct Room {
 impl Inner {
     /// Takes `wanted` pages of the budget, evicting for them; fewer, but at least `least`, if there is no more to be had
     /// without waiting. Waits for `least` until the time limit of a fill; then there are 0.
-    pub(crate) fn make_room(self: &Arc<Self>, wanted: u64, least: u64) -> Room {
+    ///
+    /// `answers` is how the store does that the room is for: who does not wait for it has nobody evict ahead of him, for
+    /// another thread that runs is one that has to be told of each page that goes (TLB shootdowns).
+    pub(crate) fn make_room(self: &Arc<Self>, wanted: u64, least: u64, answers: Answers) -> Room {
         let deadline = Instant::now() + self.options.fill_time_max;
         let mut taken = 0;
         loop {
             let more = self.budget.take(wanted - taken);
             taken += more.pages;
-            if more.replenish {
-                self.submit_replenishing();
+            match answers {
+                _ if !more.replenish => {}
+                Answers::AtOnce => self.budget.give_up_replenishing(),
+                Answers::Promptly | Answers::Eventually => self.submit_replenishing(),
             }
             if taken < wanted && more.not_free > 0 && self.evict(more.not_free) > 0 {
                 continue;

@@ -102,8 +102,7 @@ impl Fill {
     /// Reserves budget for the page and as many others as there is room for without waiting; whether there was any. The
     /// caller may be the one that others wait for.
     pub(crate) fn has_room_now(&mut self, focus: PageIndex, by_leader: bool) -> bool {
-        let cache = self.object.cache.clone();
-        self.reserved = cache.make_room(self.range.count(), 0).pages;
+        self.reserved = self.room(0).pages;
         if self.reserved > 0 && self.reserved < self.range.count() {
             self.shrink(self.range.part_around(focus, self.reserved));
         }
@@ -113,17 +112,21 @@ impl Fill {
 
     /// Reserves budget for all pages, or for as many as there is room for; with none, the fill is to be ended.
     fn make_room(&mut self, whom: For) -> Room {
-        let cache = self.object.cache.clone();
         let (focus, least) = match whom {
             For::Waiter(page) => (page, 1),
             For::Later => (self.range.start, 0),
         };
-        let room = cache.make_room(self.range.count(), least);
+        let room = self.room(least);
         self.reserved = room.pages;
         if (1..self.range.count()).contains(&self.reserved) {
             self.shrink(self.range.part_around(focus, self.reserved));
         }
         room
+    }
+
+    fn room(&self, least: u64) -> Room {
+        let cache = &self.object.cache;
+        cache.make_room(self.range.count(), least, cache.transfer(&self.object).answers)
     }
 
     /// From the store to memory; nobody sees the pages yet but through views. The page that a store waits for is left

@@ -32,6 +32,8 @@ pub(crate) const END_WAIT_MAX: Duration = Duration::from_secs(2);
 
 /// How long a worker looks for the next fault before it sleeps: about what being woken costs.
 const SPIN_TIME_MAX: Duration = Duration::from_micros(40);
+/// Looking for a shorter time than this finds nothing.
+const SPIN_TIME_MIN: Duration = Duration::from_micros(2);
 /// After faults have had to wait for a fill, so many fills are made while another thread leads.
 const CROWDED_FILLS: u32 = 64;
 /// How long a failed page goes on failing for accesses that do not try again by themselves.
@@ -202,11 +204,14 @@ fn work(inner: &Arc<Inner>) {
                         break;
                     }
                 }
-                Ok(None) => match inner.faults.wait(tick) {
-                    Ok(Waited::Ready | Waited::TimedOut) => {}
-                    Ok(Waited::Closed) => return workers.leave(true),
-                    Err(error) => lost(&error),
-                },
+                Ok(None) => {
+                    let begin = Instant::now();
+                    match inner.faults.wait(tick) {
+                        Ok(Waited::Ready | Waited::TimedOut) => spin.slept(begin.elapsed()),
+                        Ok(Waited::Closed) => return workers.leave(true),
+                        Err(error) => lost(&error),
+                    }
+                }
                 Err(error) => lost(&error),
             }
             if workers.is_time_to_look(tick) {
@@ -217,26 +222,16 @@ fn work(inner: &Arc<Inner>) {
 }
 
 /// Looks for faults for a while before sleeping, as long as that has paid lately.
+#[derive(Default)]
 struct Spin {
     time: Duration,
 }
 
-impl Default for Spin {
-    fn default() -> Spin {
-        Spin { time: Duration::ZERO }
-    }
-}
-
 impl Spin {
-    fn take(&mut self, faults: &dyn FaultStream) -> omnimap_host::Result<Option<Fault>> {
+    fn take(&self, faults: &dyn FaultStream) -> omnimap_host::Result<Option<Fault>> {
         let first = faults.take()?;
-        if first.is_some() {
-            // It came while the last was served, or woke us: the next may come as soon.
-            self.time = (self.time * 2).clamp(SPIN_TIME_MAX / 8, SPIN_TIME_MAX);
+        if first.is_some() || self.time.is_zero() {
             return Ok(first);
-        }
-        if self.time.is_zero() {
-            return Ok(None);
         }
         let begin = Instant::now();
         while begin.elapsed() < self.time {
@@ -246,8 +241,17 @@ impl Spin {
                 return Ok(found);
             }
         }
-        self.time /= 2;
         Ok(None)
+    }
+
+    /// Looking did not suffice. A fault that came soon would have been found by who had looked longer, and the next may
+    /// come as soon.
+    fn slept(&mut self, time: Duration) {
+        let total = self.time + time;
+        self.time = if total <= SPIN_TIME_MAX { SPIN_TIME_MAX } else { self.time / 2 };
+        if self.time < SPIN_TIME_MIN {
+            self.time = Duration::ZERO;
+        }
     }
 }
 
@@ -395,4 +399,22 @@ fn fill_for_fault(
     }
     let resolution = fill.run(For::Waiter(page)).unwrap_or(Resolution::Failed);
     Served { resolution, leads }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn faults_are_looked_for_as_long_as_that_pays() {
+        let mut spin = Spin::default();
+        spin.slept(Duration::from_millis(1));
+        assert_eq!(spin.time, Duration::ZERO, "it came late");
+        spin.slept(SPIN_TIME_MAX / 2);
+        assert_eq!(spin.time, SPIN_TIME_MAX, "who had looked would have found it");
+        spin.slept(Duration::from_millis(1));
+        assert_eq!(spin.time, SPIN_TIME_MAX / 2);
+        (0..10).for_each(|_| spin.slept(Duration::from_millis(1)));
+        assert_eq!(spin.time, Duration::ZERO);
+    }
 }
