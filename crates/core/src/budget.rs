@@ -10,7 +10,7 @@ use crate::sync::{Condvar, Mutex, lock, wait_while};
 pub(crate) struct Budget {
     pages: u64,
     reserve: u64,
-    /// Pages that are left unused once all have been spent, because as many may be counted that are gone already.
+    /// Pages that are left unused once there were too few, because as many may be counted that are gone already.
     unused: u64,
     state: Mutex<State>,
     changed: Condvar,
@@ -26,6 +26,9 @@ struct State {
     /// All have been spent, and many at a time have not become free since.
     spent: bool,
     replenishing: bool,
+    /// There were too few pages, and have been some in use ever since: what is dropped may be counted for as long as others are
+    /// added.
+    was_short: bool,
 }
 
 /// What a fill got.
@@ -54,8 +57,15 @@ const UNUSED_SHARE: u64 = 512;
 
 impl Budget {
     pub(crate) fn new(pages: u64) -> Budget {
-        let state =
-            State { free: pages, filling: 0, changes: 0, waiting: 0, spent: false, replenishing: false };
+        let state = State {
+            free: pages,
+            filling: 0,
+            changes: 0,
+            waiting: 0,
+            spent: false,
+            replenishing: false,
+            was_short: false,
+        };
         let reserve = (pages / RESERVE_SHARE).min(RESERVE_PAGES_MAX);
         let unused = if pages / UNUSED_SHARE >= MISCOUNTED_PAGES_MAX { MISCOUNTED_PAGES_MAX } else { 0 };
         Budget { pages, reserve, unused, state: Mutex::new(state), changed: Condvar::new() }
@@ -76,31 +86,23 @@ impl Budget {
     pub(crate) fn take(&self, count: u64) -> Taken {
         let mut state = lock(&self.state);
         let allowed = count.min((self.pages / FILLING_SHARE).saturating_sub(state.filling));
-        let unused = if state.spent { self.unused } else { 0 };
+        let unused = if state.was_short { self.unused } else { 0 };
         let pages = state.free.saturating_sub(unused).min(allowed);
         state.free -= pages;
         state.filling += pages;
         state.spent |= pages < allowed;
+        state.was_short |= pages < allowed;
         let replenish = state.spent && state.free < self.unused + self.reserve && !state.replenishing;
         state.replenishing |= replenish;
         Taken { pages, not_free: allowed - pages, since: Moment(state.changes), replenish }
     }
 
-    /// Spends at most `count` of the pages that are left unused, for a fill that gets no others.
-    pub(crate) fn take_unused(&self, count: u64) -> u64 {
-        let mut state = lock(&self.state);
-        let allowed = (self.pages / FILLING_SHARE).saturating_sub(state.filling);
-        let pages = count.min(allowed).min(state.free);
-        state.free -= pages;
-        state.filling += pages;
-        pages
-    }
-
     /// How pages that are about to be dropped have to be counted.
     pub(crate) fn counted(&self) -> Counted {
         let state = lock(&self.state);
-        let enough_unused = self.unused > 0 && state.spent && state.free >= self.unused;
-        if enough_unused { Counted::Roughly } else { Counted::Exactly }
+        // From then on no fewer are left.
+        let enough = self.unused > 0 && state.was_short && state.free >= self.unused;
+        if enough { Counted::Roughly } else { Counted::Exactly }
     }
 
     /// How many pages are to be evicted by whoever replenishes the reserve; at none his duty is over.
@@ -155,6 +157,7 @@ impl Budget {
         debug_assert!(state.free + state.filling <= self.pages, "more was given back than taken");
         state.changes += 1;
         state.spent &= state.free <= self.unused + 4 * self.reserve;
+        state.was_short &= state.free < self.pages;
         if state.waiting > 0 {
             self.changed.notify_all();
         }
@@ -203,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_are_left_unused_once_all_have_been_spent_unless_there_are_no_others() {
+    fn pages_are_left_unused_once_there_were_too_few() {
         let pages = UNUSED_SHARE * MISCOUNTED_PAGES_MAX;
         let budget = Budget::new(pages);
         assert!(!spend(&budget, pages / 2) && !spend(&budget, pages / 2), "all of them can be used");
@@ -211,16 +214,26 @@ mod tests {
         assert_eq!(budget.counted(), Counted::Exactly, "nothing is unused yet");
         budget.release(MISCOUNTED_PAGES_MAX + 1);
         assert_eq!(budget.counted(), Counted::Roughly);
-        assert_eq!(budget.take(2).pages, 1);
+        assert_eq!((budget.take(2).pages, budget.take(1).pages), (1, 0));
+        budget.arrived(1);
+        budget.release(pages / 2);
+        spend(&budget, pages / 2);
+        assert_eq!(budget.take(1).pages, 0, "although there was room in between");
         assert_eq!(budget.counted(), Counted::Roughly);
-        assert_eq!((budget.take(1).pages, budget.take_unused(1)), (0, 1));
-        assert_eq!(budget.counted(), Counted::Exactly, "one of the unused was taken");
+        budget.release(pages - MISCOUNTED_PAGES_MAX);
+        spend(&budget, pages / 2);
+        assert_eq!(budget.take(pages).pages, pages / 2, "none was left, and the count is exact again");
+    }
 
-        let small = Budget::new(pages - 1);
-        spend(&small, pages / 2);
-        spend(&small, pages / 2);
-        small.release(100);
-        assert_eq!((small.take(100).pages, small.counted()), (100, Counted::Exactly));
+    #[test]
+    fn of_a_small_budget_all_pages_are_used() {
+        let pages = UNUSED_SHARE * MISCOUNTED_PAGES_MAX - 1;
+        let budget = Budget::new(pages);
+        spend(&budget, pages / 2);
+        spend(&budget, pages / 2);
+        spend(&budget, 100);
+        budget.release(100);
+        assert_eq!((budget.take(100).pages, budget.counted()), (100, Counted::Exactly));
     }
 
     #[test]

@@ -75,9 +75,6 @@ impl Inner {
             if taken < wanted && more.not_free > 0 && self.evict(more.not_free) > 0 {
                 continue;
             }
-            if taken < least {
-                taken += self.budget.take_unused(least - taken);
-            }
             let room = Room { pages: taken, more_soon: taken < wanted && more.not_free == 0 };
             if taken >= least {
                 return room;

@@ -20,7 +20,7 @@ pub(crate) struct Arguments {
     pages: u64,
 }
 
-/// Pages of the object.
+/// Pages of the object; twice those of the budget, if that is more.
 const OBJECT_PAGES: u64 = 512;
 /// Without any access for so long, something hangs.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
@@ -28,8 +28,9 @@ const SILENCE_MAX: Duration = Duration::from_secs(30);
 impl Arguments {
     pub(crate) fn run(&self) -> Result<()> {
         let page = omnimap::machine::page_bytes();
+        let object_pages = OBJECT_PAGES.max(2 * self.pages);
         let mapping =
-            MapOptions::new().budget(self.pages * page).map(pattern_store(OBJECT_PAGES * page + 5))?;
+            MapOptions::new().budget(self.pages * page).map(pattern_store(object_pages * page + 5))?;
         let (stop, accesses, wrong) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
         let above = std::thread::scope(|scope| -> Result<u64> {
             for seed in 0..self.threads {

@@ -4,7 +4,7 @@
 //! that was just dropped (`shmem_recalc_inode`): `st_blocks` would be above the budget for a moment. So pages are either
 //! dropped while none are added, or as many pages of the budget are left unused as may be hidden.
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::{Counted, MISCOUNTED_PAGES_MAX};
 
@@ -18,8 +18,14 @@ pub(super) struct Accounting {
 /// Those who add pages to any memory of a host, each hiding one.
 #[derive(Default)]
 pub(super) struct Adding {
-    count: Mutex<u64>,
+    state: Mutex<State>,
     fewer: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    adding: u64,
+    waiting: u64,
 }
 
 /// The right to add pages, one at a time.
@@ -36,11 +42,14 @@ impl Accounting {
     /// Waits while pages are dropped and counted exactly, and while too many add some.
     pub(super) fn may_add(&self) -> MayAdd<'_> {
         let _not_exact = self.exact.read().unwrap_or_else(PoisonError::into_inner);
-        let count = self.adding.count.lock().unwrap_or_else(PoisonError::into_inner);
-        let full = |count: &mut u64| *count >= MISCOUNTED_PAGES_MAX;
-        let mut count = self.adding.fewer.wait_while(count, full).unwrap_or_else(PoisonError::into_inner);
-        *count += 1;
-        drop(count);
+        let mut state = self.adding.state();
+        while state.adding >= MISCOUNTED_PAGES_MAX {
+            state.waiting += 1;
+            state = self.adding.fewer.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.waiting -= 1;
+        }
+        state.adding += 1;
+        drop(state);
         MayAdd { adding: &self.adding, _not_exact }
     }
 
@@ -50,13 +59,19 @@ impl Accounting {
     }
 }
 
+impl Adding {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Drop for MayAdd<'_> {
     fn drop(&mut self) {
-        let mut count = self.adding.count.lock().unwrap_or_else(PoisonError::into_inner);
-        let was_full = *count >= MISCOUNTED_PAGES_MAX;
-        *count -= 1;
-        drop(count);
-        if was_full {
+        let mut state = self.adding.state();
+        state.adding -= 1;
+        let is_awaited = state.waiting > 0;
+        drop(state);
+        if is_awaited {
             self.adding.fewer.notify_one();
         }
     }
@@ -95,19 +110,19 @@ mod tests {
     #[test]
     fn no_more_add_pages_than_may_be_miscounted_whatever_the_memory() {
         let all = Arc::new(Adding::default());
-        let (one, other) = (Accounting::new(all.clone()), Accounting::new(all));
+        let (one, other) = (Accounting::new(all.clone()), Arc::new(Accounting::new(all)));
         let mut adding: Vec<_> = (0..MISCOUNTED_PAGES_MAX).map(|_| one.may_add()).collect();
-        thread::scope(|scope| {
-            let (tell, told) = mpsc::channel();
-            let other = &other;
-            scope.spawn(move || {
+        let (tell, told) = mpsc::channel();
+        for _ in 0..3 {
+            let (tell, other) = (tell.clone(), other.clone());
+            thread::spawn(move || {
                 let _adding = other.may_add();
                 tell.send(()).unwrap();
             });
-            let early = told.recv_timeout(SOON);
-            adding.pop();
-            early.unwrap_err();
-            told.recv_timeout(LIMIT).unwrap();
-        });
+        }
+        told.recv_timeout(SOON).unwrap_err();
+        // Several before anybody who waits has run: each of them lets one in.
+        adding.truncate(adding.len() - 3);
+        (0..3).for_each(|_| told.recv_timeout(LIMIT).unwrap());
     }
 }
