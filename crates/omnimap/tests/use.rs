@@ -55,15 +55,20 @@ fn many_pages_that_are_there_stay_while_they_are_pinned_and_go_afterwards() {
     within(LIMIT, || {
         let (_, mapping) = counted(8 * MIB);
         let many = 4 * MIB - 3 * mapping.page_bytes();
-        let left_after_advice = || {
+        // What was read may be on its way still, for who brings it: that stays.
+        let leaves = |bytes| loop {
             mapping.advise(0..8 * MIB, Advice::DontNeed).unwrap();
-            mapping.kernel_resident_bytes().unwrap()
+            let left = mapping.kernel_resident_bytes().unwrap();
+            assert!(left >= bytes, "{left}");
+            if left == bytes {
+                break;
+            }
         };
         assert!(is_pattern(&mapping, 0));
         let pinned = mapping.pin(0..many).unwrap();
-        assert_eq!(left_after_advice(), many);
+        leaves(many);
         drop(pinned);
-        assert_eq!(left_after_advice(), 0);
+        leaves(0);
     });
 }
 
