@@ -19,7 +19,7 @@ use crate::exit;
 use crate::fillers::Fillers;
 use crate::large::Collapsing;
 use crate::location::Location;
-use crate::lone_misses::{self, LoneMisses};
+use crate::lone_misses::LoneMisses;
 use crate::mapped_view::MappedView;
 use crate::object::MemoryObject;
 use crate::readahead::{Bounds, Streams};
@@ -412,9 +412,10 @@ impl Inner {
         reader: &Reader,
     ) -> Bounds {
         let mut window_pages_max = reader.window_pages_max;
-        if self.lone_misses.are_expected() && self.transfer(object).answers == Answers::Promptly {
-            window_pages_max =
-                window_pages_max.min((lone_misses::AHEAD_BYTES_MAX / self.page.bytes()).max(1));
+        if let Some(bytes) = self.lone_misses.ahead_bytes_max()
+            && self.transfer(object).answers == Answers::Promptly
+        {
+            window_pages_max = window_pages_max.min((bytes / self.page.bytes()).max(1));
         }
         Bounds {
             object: seen.intersect(object.all_pages()),

@@ -2,59 +2,74 @@
 
 use std::time::{Duration, Instant};
 
-use crate::readahead::{Bounds, Plan};
+use crate::readahead::PartOf;
 use crate::sync::atomic::{AtomicU64, Ordering};
 
-/// So many in a hundred milliseconds are of a reader at random; fewer may be streams that begin.
-const COUNT_MIN: u64 = 8;
+/// What is fetched ahead of a stream, at the most, for so long as there have been so many lone misses in a hundred
+/// milliseconds: fewer may be streams that begin. A disk goes on with a stream nearly as fast by 128 KiB, and gets to others
+/// sooner; by 32 KiB less fast, but then somebody waits for it all the time.
+const LIMITS: [Limit; 2] =
+    [Limit { misses: 64, ahead_bytes: 32 << 10 }, Limit { misses: 8, ahead_bytes: 128 << 10 }];
 /// So long after those, others are expected.
 const EXPECTED_FOR: Duration = Duration::from_millis(100);
-/// What is fetched ahead of a stream meanwhile, at the most: a disk goes on with it nearly as fast, and gets to others sooner.
-pub(crate) const AHEAD_BYTES_MAX: u64 = 256 << 10;
+
+struct Limit {
+    misses: u64,
+    ahead_bytes: u64,
+}
 
 /// How often, of late, somebody has waited for a page that is part of no stream.
 pub(crate) struct LoneMisses {
     begin: Instant,
     /// Tenths of a second after the beginning, times 256, and how many there were in that one.
     counted: AtomicU64,
-    /// Milliseconds after the beginning until which others are expected.
-    until: AtomicU64,
+    /// For each limit, milliseconds after the beginning until which it holds.
+    until: [AtomicU64; LIMITS.len()],
 }
 
 impl LoneMisses {
     pub(crate) fn new() -> LoneMisses {
-        LoneMisses { begin: Instant::now(), counted: AtomicU64::new(0), until: AtomicU64::new(0) }
+        LoneMisses { begin: Instant::now(), counted: AtomicU64::new(0), until: Default::default() }
     }
 
-    /// Somebody waits for what is planned, since a moment ago.
-    pub(crate) fn note(&self, plan: &Plan, bounds: &Bounds, since: Instant) {
-        if !plan.ahead.is_empty() || plan.now != bounds.chunk {
-            return;
-        }
+    /// Somebody waits for a page, since a moment ago.
+    pub(crate) fn note(&self, part_of: PartOf, since: Instant) {
         let tenth = (self.milliseconds(since) / 100) << 8;
         let counted = self.counted.load(Ordering::Relaxed);
+        let counted = if counted & !0xFF == tenth { counted } else { tenth };
+        let count = counted & 0xFF;
         // Two threads may count one; there will be others.
-        let counted =
-            if counted & !0xFF == tenth { counted + u64::from(counted & 0xFF < 0xFF) } else { tenth + 1 };
-        self.counted.store(counted, Ordering::Relaxed);
-        if counted & 0xFF >= COUNT_MIN {
-            self.until.store(self.milliseconds(since + EXPECTED_FOR), Ordering::Relaxed);
+        let count = match part_of {
+            PartOf::Nothing => (count + 1).min(0xFF),
+            // The one before was none.
+            PartOf::NewStream => count.saturating_sub(1),
+            PartOf::Stream => return,
+        };
+        self.counted.store(tenth + count, Ordering::Relaxed);
+        for (limit, until) in LIMITS.iter().zip(&self.until) {
+            if count >= limit.misses {
+                until.store(self.milliseconds(since + EXPECTED_FOR), Ordering::Relaxed);
+            }
         }
     }
 
-    /// Whether others will probably come.
-    pub(crate) fn are_expected(&self) -> bool {
-        self.until.load(Ordering::Relaxed) > 0 && self.are_expected_at(Instant::now())
+    /// What is to be fetched ahead of a stream at the most, because others will probably come.
+    pub(crate) fn ahead_bytes_max(&self) -> Option<u64> {
+        let any = self.until.iter().any(|until| until.load(Ordering::Relaxed) > 0);
+        any.then(Instant::now).and_then(|now| self.ahead_bytes_max_at(now))
     }
 
-    fn are_expected_at(&self, now: Instant) -> bool {
-        let until = self.until.load(Ordering::Relaxed);
-        let are_expected = self.milliseconds(now) < until;
-        if !are_expected {
-            // So that nobody looks at the clock again; a miss that is lost by this will have others after it.
-            self.until.store(0, Ordering::Relaxed);
-        }
-        are_expected
+    fn ahead_bytes_max_at(&self, now: Instant) -> Option<u64> {
+        let now = self.milliseconds(now);
+        let holds = |until: &AtomicU64| {
+            let holds = now < until.load(Ordering::Relaxed);
+            if !holds {
+                // So that nobody looks at the clock again; a miss that is lost by this will have others after it.
+                until.store(0, Ordering::Relaxed);
+            }
+            holds
+        };
+        LIMITS.iter().zip(&self.until).find(|(_, until)| holds(until)).map(|(limit, _)| limit.ahead_bytes)
     }
 
     fn milliseconds(&self, at: Instant) -> u64 {
@@ -65,28 +80,33 @@ impl LoneMisses {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::readahead::Ahead;
-    use crate::units::PageRange;
 
     #[test]
-    fn others_are_expected_for_a_while_after_a_miss_that_is_part_of_no_stream() {
+    fn others_are_expected_for_a_while_after_misses_that_are_part_of_no_stream() {
         let misses = LoneMisses::new();
-        let bounds = Bounds {
-            object: PageRange::new(0, 100),
-            chunk: PageRange::new(7, 8),
-            window_pages_max: 64,
-            window_pages_min: 1,
-        };
         let now = misses.begin + Duration::from_secs(1);
-        let of_a_stream = Plan { now: PageRange::new(7, 20), ahead: Ahead::nothing() };
-        misses.note(&of_a_stream, &bounds, now);
-        misses.note(&Plan { ahead: PageRange::new(8, 20).into(), now: bounds.chunk }, &bounds, now);
-        assert!(!misses.are_expected_at(now));
-        let alone = Plan { now: bounds.chunk, ahead: Ahead::nothing() };
-        (1..COUNT_MIN).for_each(|_| misses.note(&alone, &bounds, now));
-        assert!(!misses.are_expected_at(now), "streams that begin");
-        misses.note(&alone, &bounds, now);
-        assert!(misses.are_expected_at(now + EXPECTED_FOR / 2));
-        assert!(!misses.are_expected_at(now + EXPECTED_FOR));
+        let soon = now + EXPECTED_FOR / 2;
+        let [many, some] = &LIMITS;
+        let miss = |count| (0..count).for_each(|_| misses.note(PartOf::Nothing, now));
+        miss(some.misses - 1);
+        (0..100).for_each(|_| misses.note(PartOf::Stream, now));
+        assert_eq!(misses.ahead_bytes_max_at(now), None, "streams that begin");
+        miss(1);
+        assert_eq!(misses.ahead_bytes_max_at(soon), Some(some.ahead_bytes));
+        miss(many.misses - some.misses);
+        assert_eq!(misses.ahead_bytes_max_at(soon), Some(many.ahead_bytes));
+        assert_eq!(misses.ahead_bytes_max_at(now + EXPECTED_FOR), None);
+    }
+
+    #[test]
+    fn the_first_of_a_stream_is_no_lone_miss() {
+        let misses = LoneMisses::new();
+        let now = misses.begin + Duration::from_secs(1);
+        for _ in 0..1000 {
+            for part_of in [PartOf::Nothing, PartOf::NewStream, PartOf::Stream] {
+                misses.note(part_of, now);
+            }
+        }
+        assert_eq!(misses.ahead_bytes_max_at(now), None);
     }
 }

@@ -323,7 +323,7 @@ impl MappedView {
                 }
                 Claim::Mine(fill) => {
                     joined = false;
-                    inner.lone_misses.note(&plan, &bounds, since);
+                    inner.lone_misses.note(plan.part_of, since);
                     let transit = fill.transit();
                     match inner.transfer(&self.object).answers {
                         // What becomes of it, the transit tells.

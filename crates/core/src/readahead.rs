@@ -40,6 +40,19 @@ pub struct Plan {
     pub now: PageRange,
     /// By others, soon; may be empty.
     pub ahead: Ahead,
+    /// What the fault is part of.
+    pub part_of: PartOf,
+}
+
+/// What a fault is part of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PartOf {
+    /// Nothing that is known.
+    Nothing,
+    /// A stream, whose first seemed to be part of nothing.
+    NewStream,
+    /// A stream.
+    Stream,
 }
 
 /// Pages in equal steps, the one that is wanted first first.
@@ -143,7 +156,7 @@ impl Streams {
     /// A reader needs `page`, and it is not there (or is only on its way).
     pub fn on_fault(&mut self, page: PageIndex, bounds: &Bounds) -> Plan {
         let pattern = self.pattern(page);
-        let alone = Plan { now: bounds.chunk, ahead: Ahead::nothing() };
+        let alone = Plan { now: bounds.chunk, ahead: Ahead::nothing(), part_of: PartOf::Nothing };
         if pattern == Pattern::Random {
             return alone;
         }
@@ -164,6 +177,7 @@ impl Streams {
             self.begin(stream);
             return plan;
         };
+        let part_of = if stream.window == 1 { PartOf::NewStream } else { PartOf::Stream };
         stream.used_at = clock;
         stream.next = page.0 + 1;
         stream.window = stream.window.min(bounds.window_pages_max);
@@ -172,12 +186,12 @@ impl Streams {
             // Planned, but not there: late, or it was dropped for want of room.
             let end = stream.planned.min(page.0 + WAITED_PAGES_MAX).max(bounds.chunk.end.0);
             let now = PageRange::new(bounds.chunk.start.0, end).intersect(bounds.object);
-            return Plan { now, ahead: stream.fill_up(page, bounds).into() };
+            return Plan { now, ahead: stream.fill_up(page, bounds).into(), part_of };
         }
         let grows_fast = stream.window < 4 * WAITED_PAGES_MAX.max(bounds.window_pages_min);
         let grown = if grows_fast { stream.window * 4 } else { stream.window * 2 };
         stream.window = grown.max(bounds.window_pages_min).min(bounds.window_pages_max).max(1);
-        stream.go_on(page, bounds)
+        Plan { part_of, ..stream.go_on(page, bounds) }
     }
 
     /// A reader has `pages`, without a fault or after one: what to fetch ahead of it, if it is a known stream that wants
@@ -247,7 +261,7 @@ impl Stream {
             ahead = PageRange::new(start, page.0 + self.window + waited).intersect(bounds.object);
         }
         self.planned = now.end.0.max(ahead.end.0).max(self.planned);
-        Plan { now, ahead: ahead.into() }
+        Plan { now, ahead: ahead.into(), part_of: PartOf::Stream }
     }
 }
 

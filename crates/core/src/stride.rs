@@ -1,6 +1,6 @@
 //! Readers that go in equal steps: backward, or over every n-th page. Pure, as all of [readahead](crate::readahead).
 
-use crate::readahead::{Ahead, Bounds, Plan};
+use crate::readahead::{Ahead, Bounds, PartOf, Plan};
 use crate::units::{PageIndex, PageRange};
 
 /// The longest step that is taken for one: random faults are seldom so near to each other three times in a row.
@@ -89,7 +89,7 @@ impl Stride {
     fn go_on(&mut self, page: PageIndex, steps: u64, bounds: &Bounds) -> Plan {
         self.last = page.0;
         self.planned = self.planned.saturating_sub(steps);
-        let alone = Plan { now: bounds.chunk, ahead: Ahead::nothing() };
+        let alone = Plan { now: bounds.chunk, ahead: Ahead::nothing(), part_of: PartOf::Stream };
         if 2 * self.planned > self.window {
             return alone;
         }
@@ -108,7 +108,8 @@ impl Stride {
         let first = PageIndex(page.0.wrapping_add_signed(self.step * (self.planned as i64 + 1)));
         let ahead = Ahead { first, count: wanted.saturating_sub(self.planned), step: self.step };
         self.planned = self.planned.max(wanted);
-        Plan { now, ahead: if ahead.count == 0 { Ahead::nothing() } else { ahead } }
+        let ahead = if ahead.count == 0 { Ahead::nothing() } else { ahead };
+        Plan { now, ahead, part_of: PartOf::Stream }
     }
 }
 

@@ -367,7 +367,7 @@ fn resolve(inner: &Arc<Inner>, fault: Fault, since: Instant, by: By) -> Served {
             leading(Resolution::Joined)
         }
         Claim::Mine(fill) => {
-            inner.lone_misses.note(&plan, &bounds, since);
+            inner.lone_misses.note(plan.part_of, since);
             fill_for_fault(inner, object, fill, located.page, by)
         }
     }
