@@ -67,10 +67,11 @@ impl Inner {
         loop {
             let more = self.budget.take(wanted - taken);
             taken += more.pages;
-            match answers {
-                _ if !more.replenish => {}
-                Answers::AtOnce => self.budget.give_up_replenishing(),
-                Answers::Promptly | Answers::Eventually => self.submit_replenishing(),
+            if more.replenish {
+                match answers {
+                    Answers::AtOnce => self.budget.give_up_replenishing(),
+                    Answers::Promptly | Answers::Eventually => self.submit_replenishing(),
+                }
             }
             if taken < wanted && more.not_free > 0 && self.evict(more.not_free) > 0 {
                 continue;

@@ -80,6 +80,8 @@ impl LoneMisses {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::readahead::{Bounds, Streams};
+    use crate::units::{PageIndex, PageRange};
 
     #[test]
     fn others_are_expected_for_a_while_after_misses_that_are_part_of_no_stream() {
@@ -98,15 +100,29 @@ mod tests {
         assert_eq!(misses.ahead_bytes_max_at(now + EXPECTED_FOR), None);
     }
 
-    #[test]
-    fn the_first_of_a_stream_is_no_lone_miss() {
-        let misses = LoneMisses::new();
-        let now = misses.begin + Duration::from_secs(1);
-        for _ in 0..1000 {
-            for part_of in [PartOf::Nothing, PartOf::NewStream, PartOf::Stream] {
-                misses.note(part_of, now);
-            }
+    /// What may be fetched ahead of a stream after those misses, one every 0.5 ms.
+    fn ahead_after(pages: impl Iterator<Item = u64>) -> Option<u64> {
+        let (misses, mut streams) = (LoneMisses::new(), Streams::default());
+        let mut now = misses.begin + Duration::from_secs(1);
+        for page in pages {
+            let bounds = Bounds {
+                object: PageRange::new(0, 1 << 20),
+                chunk: PageRange::new(page, page + 1),
+                window_pages_max: 2,
+                window_pages_min: 1,
+            };
+            now += Duration::from_micros(500);
+            misses.note(streams.on_fault(PageIndex(page), &bounds).part_of, now);
         }
-        assert_eq!(misses.ahead_bytes_max_at(now), None);
+        misses.ahead_bytes_max_at(now)
+    }
+
+    #[test]
+    fn runs_in_order_and_in_steps_are_not_taken_for_readers_at_random() {
+        let scattered = |n: u64| n * 7919 % 1_000_003;
+        assert_eq!(ahead_after((0..1000).map(scattered)), Some(LIMITS[0].ahead_bytes));
+        assert_eq!(ahead_after((0..1000).map(|n| scattered(n / 20) + n % 20)), None, "short runs");
+        assert_eq!(ahead_after((0..1000).map(|n| 5 * n)), None, "steps");
+        assert_eq!(ahead_after((0..1000).map(|n| 100_000 - n)), None, "backward");
     }
 }
