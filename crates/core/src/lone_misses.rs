@@ -108,7 +108,7 @@ mod tests {
             let bounds = Bounds {
                 object: PageRange::new(0, 1 << 20),
                 chunk: PageRange::new(page, page + 1),
-                window_pages_max: 2,
+                window_pages_max: 64,
                 window_pages_min: 1,
             };
             now += Duration::from_micros(500);
