@@ -31,7 +31,10 @@ const IDLE_TIME_MAX: Duration = Duration::from_secs(5);
 pub(crate) const END_WAIT_MAX: Duration = Duration::from_secs(2);
 
 /// How long a worker looks for the next fault before it sleeps: about what being woken costs.
-const SPIN_TIME_MAX: Duration = Duration::from_micros(40);
+const SPIN_TIME_MAX: Duration = Duration::from_micros(50);
+/// Who runs again so soon after he had nothing to do would have found the fault by looking: that, and being woken on a virtual
+/// machine whose processors halt.
+const SOON_TIME_MAX: Duration = Duration::from_micros(100);
 /// Looking for a shorter time than this finds nothing.
 const SPIN_TIME_MIN: Duration = Duration::from_micros(2);
 /// After faults have had to wait for a fill, so many fills are made while another thread leads.
@@ -247,8 +250,8 @@ impl Spin {
     /// Looking did not suffice. A fault that came soon would have been found by who had looked longer, and the next may
     /// come as soon.
     fn slept(&mut self, time: Duration) {
-        let total = self.time + time;
-        self.time = if total <= SPIN_TIME_MAX { SPIN_TIME_MAX } else { self.time / 2 };
+        let came_soon = self.time + time <= SOON_TIME_MAX;
+        self.time = if came_soon && self.time < SPIN_TIME_MAX { SPIN_TIME_MAX } else { self.time / 2 };
         if self.time < SPIN_TIME_MIN {
             self.time = Duration::ZERO;
         }
@@ -410,8 +413,12 @@ mod tests {
         let mut spin = Spin::default();
         spin.slept(Duration::from_millis(1));
         assert_eq!(spin.time, Duration::ZERO, "it came late");
-        spin.slept(SPIN_TIME_MAX / 2);
+        spin.slept(SOON_TIME_MAX);
         assert_eq!(spin.time, SPIN_TIME_MAX, "who had looked would have found it");
+        spin.slept(Duration::ZERO);
+        assert_eq!(spin.time, SPIN_TIME_MAX / 2, "he has looked");
+        spin.slept(SOON_TIME_MAX / 2);
+        assert_eq!(spin.time, SPIN_TIME_MAX);
         spin.slept(Duration::from_millis(1));
         assert_eq!(spin.time, SPIN_TIME_MAX / 2);
         (0..10).for_each(|_| spin.slept(Duration::from_millis(1)));
