@@ -7,6 +7,7 @@ use super::results::{Outcome, Results, Row, Series};
 use super::run::beside_budget;
 use super::target::Verdict;
 use super::task::Measurement;
+use super::time_line::TimeLine;
 use super::workload::Workload;
 
 const HEAD: &str = "# Benchmarks
@@ -28,6 +29,9 @@ pub(super) fn render(results: &Results) -> String {
     verdicts(results, &mut text);
     for outcome in &results.workloads {
         workload(results, outcome, &mut text);
+        if outcome.workload == Workload::Uniform && !results.time_lines.is_empty() {
+            time_lines(&results.time_lines, &mut text);
+        }
     }
     text.push_str("## Plots\n");
     for Series { name, title, description, .. } in &results.series {
@@ -157,6 +161,33 @@ fn workload(results: &Results, outcome: &Outcome, text: &mut String) {
     if !of_this.is_empty() {
         text.push('\n');
     }
+}
+
+fn time_lines(lines: &[TimeLine], text: &mut String) {
+    text.push_str(
+        "### Where the time of such a read goes\n\nOne more run of each, traced by the kernel, which makes it slower: medians of \
+         each step, in µs. An access begins with the fault (of the pool, with the bytes of the one before). Where it is \
+         not seen when the thread is told, or runs, that is part of the next step. System calls are those an access by all threads, \
+         without those that only look for something (sched_yield, io_getevents, read).\n\n\
+         | contender | until the disk is asked | until it has answered | until the thread is told | until that runs | until it \
+         needs the next page | whole | system calls |\n|---|---:|---:|---:|---:|---:|---:|---:|\n",
+    );
+    for line in lines {
+        let name = line.contender.map_or("", Contender::name);
+        let cell = |value: Option<f64>| value.map_or_else(String::new, number);
+        let _ = writeln!(
+            text,
+            "| {name} | {} | {} | {} | {} | {} | {} | {} |",
+            number(line.until_asked),
+            number(line.disk),
+            cell(line.until_told),
+            cell(line.waking),
+            number(line.rest),
+            number(line.whole),
+            number(line.calls)
+        );
+    }
+    text.push('\n');
 }
 
 /// Of the run with the median time; in the order of the columns.

@@ -18,6 +18,7 @@ mod target;
 mod task;
 #[cfg(test)]
 mod tests;
+mod time_line;
 mod workload;
 
 use std::fs::{self, File};
@@ -94,6 +95,7 @@ pub(super) fn run(arguments: &Arguments, root: &Path) -> Result<()> {
         limit_bytes: bench.cgroup_version.map(|_| scale.budget_bytes + bench.beside_budget_bytes),
         scale,
         workloads: Vec::new(),
+        time_lines: Vec::new(),
         series: Vec::new(),
         verdicts: Vec::new(),
         notes: Vec::new(),
@@ -179,6 +181,10 @@ fn measure(
         bench.step(workload.title());
         let rows = bench.compare(workload.title(), workload.tasks(&scale, &plain, &packed))?;
         results.workloads.push(Outcome { workload, contenders: rows });
+        if workload == Workload::Uniform && !scale.quick {
+            bench.step("Where the time of a read goes");
+            results.time_lines = time_line::trace(bench, workload.tasks(&scale, &plain, &packed));
+        }
         save(bench, results)?;
     }
     other::faults(bench, results, options)?;

@@ -7,6 +7,7 @@ use super::machine::Machine;
 use super::pages::PAGE_BYTES;
 use super::target::Verdict;
 use super::task::Measurement;
+use super::time_line::TimeLine;
 use super::workload::{Scale, Workload};
 
 #[derive(Serialize)]
@@ -20,6 +21,8 @@ pub(super) struct Results {
     /// Bytes of the memory cgroup that each run had, if it had one.
     pub(super) limit_bytes: Option<u64>,
     pub(super) workloads: Vec<Outcome>,
+    /// Of uniform reads.
+    pub(super) time_lines: Vec<TimeLine>,
     pub(super) series: Vec<Series>,
     pub(super) verdicts: Vec<Verdict>,
     /// What could not be done, and why.

@@ -89,7 +89,7 @@ impl Bench {
     }
 
     /// One run of one contender, from a cold start.
-    fn once(&self, task: &Task) -> Result<Measurement> {
+    pub(super) fn once(&self, task: &Task) -> Result<Measurement> {
         drop_cached(&File::open(&task.path)?)?;
         let limit = task.budget_bytes + self.beside_budget_bytes;
         let cgroup =

@@ -1,0 +1,305 @@
+//! Where the time of a read goes that somebody waits for: one run of each contender, traced by the kernel (tracefs).
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use super::contender::Contender;
+use super::run::Bench;
+use super::task::Task;
+
+/// Where the kernel shows its tracing.
+const TRACEFS: &str = "/sys/kernel/tracing";
+const EVENTS: [&str; 6] = [
+    "exceptions/page_fault_user",
+    "block/block_rq_issue",
+    "block/block_rq_complete",
+    "sched/sched_waking",
+    "sched/sched_switch",
+    "raw_syscalls/sys_enter",
+];
+/// Accesses of a traced run: so many that its events fit into the kernel's memory for them.
+const OPERATIONS: u64 = 4_000;
+const MEMORY_KIB: u64 = 8 << 10;
+/// Looking for the end of a read, and for faults: as often as there is time for. (x86-64: sched_yield, io_getevents, read.)
+#[cfg(target_arch = "x86_64")]
+const LOOKING: &str = "id != 24 && id != 208 && id != 0";
+
+/// What one access takes, step by step: medians, in microseconds.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub(super) struct TimeLine {
+    pub(super) contender: Option<Contender>,
+    /// From the fault, or from the bytes of the access before where there are none, until the disk is asked.
+    pub(super) until_asked: f64,
+    pub(super) disk: f64,
+    /// From the disk's answer until the thread that waits is told, if it sleeps.
+    pub(super) until_told: Option<f64>,
+    /// From then until it runs.
+    pub(super) waking: Option<f64>,
+    /// Until it needs the next page.
+    pub(super) rest: f64,
+    pub(super) whole: f64,
+    /// System calls an access, but for those that look for something.
+    pub(super) calls: f64,
+}
+
+/// Traces a run of each; says so in a note where that cannot be.
+pub(super) fn trace(bench: &mut Bench, tasks: Vec<Task>) -> Vec<TimeLine> {
+    let mut lines = Vec::new();
+    for task in tasks {
+        if bench.able(&[task.contender]).is_empty() {
+            continue;
+        }
+        match traced(bench, &task) {
+            Ok(Some(line)) => lines.push(TimeLine { contender: Some(task.contender), ..line }),
+            Ok(None) => {
+                bench.note(format!("SKIPPED: the time line of {}: no reads seen", task.contender.name()));
+            }
+            Err(error) => {
+                bench.note(format!("SKIPPED: time lines, which need root, tracefs and x86-64: {error:#}"));
+                break;
+            }
+        }
+    }
+    lines
+}
+
+fn traced(bench: &Bench, task: &Task) -> Result<Option<TimeLine>> {
+    let tracing = Tracing::begin()?;
+    let task = Task { operations: task.operations.min(OPERATIONS), latencies: false, ..task.clone() };
+    bench.once(&task)?;
+    Ok(time_line(&tracing.events()?, task.contender != Contender::Pool))
+}
+
+/// An instance of the kernel's tracing, which disturbs no other; removed when this is dropped.
+struct Tracing(PathBuf);
+
+impl Tracing {
+    #[cfg(target_arch = "x86_64")]
+    fn begin() -> Result<Tracing> {
+        let instance = Path::new(TRACEFS).join(format!("instances/omnimap-{}", std::process::id()));
+        fs::create_dir(&instance).context("making an instance of the kernel's tracing")?;
+        let tracing = Tracing(instance);
+        tracing.set("trace_clock", "mono")?;
+        tracing.set("buffer_size_kb", &MEMORY_KIB.to_string())?;
+        tracing.set("events/raw_syscalls/sys_enter/filter", LOOKING)?;
+        for event in EVENTS {
+            tracing.set(&format!("events/{event}/enable"), "1")?;
+        }
+        Ok(tracing)
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn begin() -> Result<Tracing> {
+        anyhow::bail!("events of page faults have other names on this processor")
+    }
+
+    fn set(&self, name: &str, value: &str) -> Result<()> {
+        fs::write(self.0.join(name), value).with_context(|| format!("writing to {name}"))
+    }
+
+    fn events(&self) -> Result<Vec<Event>> {
+        self.set("tracing_on", "0")?;
+        let text = fs::read_to_string(self.0.join("trace")).context("reading the trace")?;
+        Ok(events(&text))
+    }
+}
+
+impl Drop for Tracing {
+    fn drop(&mut self) {
+        let _ = self.set("events/enable", "0");
+        if let Err(error) = fs::remove_dir(&self.0) {
+            eprintln!("{} is left behind: {error}", self.0.display());
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Event {
+    /// In microseconds.
+    at: f64,
+    cpu: u32,
+    thread: u32,
+    what: What,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum What {
+    Fault,
+    Asked,
+    Came,
+    Told(u32),
+    Runs(u32),
+    Call,
+}
+
+/// Those that all processors still remember.
+fn events(text: &str) -> Vec<Event> {
+    let events: Vec<Event> = text.lines().filter_map(event).collect();
+    let mut first: BTreeMap<u32, f64> = BTreeMap::new();
+    for event in &events {
+        first.entry(event.cpu).or_insert(event.at);
+    }
+    let begin = first.into_values().fold(0.0, f64::max);
+    events.into_iter().filter(|event| event.at >= begin).collect()
+}
+
+/// `            name-4548    [000] d..2. 15367.260724: sched_switch: prev_comm=…`
+fn event(line: &str) -> Option<Event> {
+    let (task, rest) = line.split_once(" [")?;
+    let (cpu, rest) = rest.split_once("] ")?;
+    let mut words = rest.splitn(4, ' ');
+    let (_flags, at, name) = (words.next()?, words.next()?, words.next()?);
+    let details = words.next().unwrap_or("");
+    let number = |key: &str| -> Option<u32> {
+        details.split(' ').find_map(|word| word.strip_prefix(key))?.parse().ok()
+    };
+    let what = match name {
+        "page_fault_user:" => What::Fault,
+        "block_rq_issue:" => What::Asked,
+        "block_rq_complete:" => What::Came,
+        "sched_waking:" => What::Told(number("pid=")?),
+        "sched_switch:" => What::Runs(number("next_pid=")?),
+        "sys_enter:" => What::Call,
+        _ => return None,
+    };
+    let at = at.trim_end_matches(':').parse::<f64>().ok()? * 1e6;
+    Some(Event {
+        at,
+        cpu: cpu.parse().ok()?,
+        thread: task.trim_end().rsplit_once('-')?.1.parse().ok()?,
+        what,
+    })
+}
+
+/// Of the thread that faults most, or asks the disk most where reads are no faults.
+fn time_line(events: &[Event], by_faults: bool) -> Option<TimeLine> {
+    let busiest = |what: What| {
+        let mut counts: BTreeMap<u32, u64> = BTreeMap::new();
+        for event in events.iter().filter(|event| event.what == what) {
+            *counts.entry(event.thread).or_default() += 1;
+        }
+        counts.into_iter().max_by_key(|(_, count)| *count).map(|(thread, _)| thread)
+    };
+    let is_next = if by_faults { What::Fault } else { What::Asked };
+    let reader = busiest(is_next)?;
+    let mut accesses: Vec<Access> = Vec::new();
+    let mut access = Access::default();
+    for event in events {
+        let at = Some(event.at);
+        match event.what {
+            What::Fault if event.thread == reader && access.asked.is_none() => access.begin = at,
+            What::Asked if access.asked.is_none() && access.begin.is_some() => access.asked = at,
+            What::Came if access.asked.is_some() && access.came.is_none() => access.came = at,
+            What::Told(thread) if thread == reader && access.came.is_some() && access.told.is_none() => {
+                access.told = at;
+            }
+            What::Runs(thread) if thread == reader && access.told.is_some() && access.runs.is_none() => {
+                access.runs = at;
+            }
+            _ => {}
+        }
+        // Without faults, an access begins where the one before has its bytes.
+        if event.thread == reader && event.what == is_next && access.came.is_some() {
+            let begin = if by_faults { at } else { access.came };
+            access.end = begin;
+            accesses.push(std::mem::take(&mut access));
+            access.begin = begin;
+            access.asked = at.filter(|_| !by_faults);
+        } else if !by_faults && access.begin.is_none() && event.what == What::Asked {
+            (access.begin, access.asked) = (at, at);
+        }
+    }
+    let calls = events.iter().filter(|event| event.what == What::Call).count();
+    let asked = events.iter().filter(|event| event.what == What::Asked).count();
+    Some(TimeLine {
+        contender: None,
+        until_asked: median(&accesses, |a| Some(a.asked? - a.begin?))?,
+        disk: median(&accesses, |a| Some(a.came? - a.asked?))?,
+        until_told: median(&accesses, |a| Some(a.told? - a.came?)),
+        waking: median(&accesses, |a| Some(a.runs? - a.told?)),
+        rest: median(&accesses, |a| Some(a.end? - a.runs.or(a.came)?))?,
+        whole: median(&accesses, |a| Some(a.end? - a.begin?))?,
+        calls: calls as f64 / asked as f64,
+    })
+}
+
+/// The moments of one access, in microseconds.
+#[derive(Default)]
+struct Access {
+    begin: Option<f64>,
+    asked: Option<f64>,
+    came: Option<f64>,
+    told: Option<f64>,
+    runs: Option<f64>,
+    end: Option<f64>,
+}
+
+/// Of those that have it, if most do.
+fn median(accesses: &[Access], of: impl Fn(&Access) -> Option<f64>) -> Option<f64> {
+    let mut values: Vec<f64> = accesses.iter().filter_map(of).collect();
+    values.sort_by(f64::total_cmp);
+    (values.len() * 2 > accesses.len()).then(|| values[values.len() / 2])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_a_trace_are_understood() {
+        let line =
+            "  omnimap-fault-4536    [001] d..4. 15367.260779: sched_waking: comm=x2 pid=4548 prio=120";
+        let told = event(line).expect("an event");
+        assert_eq!((told.cpu, told.thread, told.what), (1, 4536, What::Told(4548)));
+        assert!((told.at - 15_367_260_779.0).abs() < 0.5);
+        assert_eq!(event("# tracer: nop"), None);
+        assert_eq!(event("CPU:1 [LOST 3 EVENTS]"), None);
+    }
+
+    /// A fault every 100 µs by thread 7, which sleeps; thread 8 serves it.
+    #[test]
+    fn the_steps_of_an_access_are_told_apart() {
+        let steps = [
+            (0.0, 7, What::Fault),
+            (1.0, 7, What::Call),
+            (10.0, 8, What::Asked),
+            (50.0, 0, What::Came),
+            (55.0, 8, What::Told(7)),
+            (80.0, 0, What::Runs(7)),
+        ];
+        let of = |access: u64| {
+            steps.map(|(at, thread, what)| Event { at: at + access as f64 * 100.0, cpu: 0, thread, what })
+        };
+        let events: Vec<Event> = (0..OPERATIONS).flat_map(of).collect();
+        let expected = TimeLine {
+            contender: None,
+            until_asked: 10.0,
+            disk: 40.0,
+            until_told: Some(5.0),
+            waking: Some(25.0),
+            rest: 20.0,
+            whole: 100.0,
+            calls: 1.0,
+        };
+        assert_eq!(time_line(&events, true), Some(expected));
+    }
+
+    #[test]
+    fn without_faults_an_access_begins_when_the_one_before_has_its_bytes() {
+        let of = |access: u64| {
+            [(10.0, What::Asked), (50.0, What::Came)].map(|(at, what)| Event {
+                at: at + access as f64 * 50.0,
+                cpu: 0,
+                thread: 7,
+                what,
+            })
+        };
+        let events: Vec<Event> = (0..OPERATIONS).flat_map(of).collect();
+        let line = time_line(&events, false).expect("accesses");
+        assert_eq!((line.until_asked, line.disk, line.rest, line.whole), (10.0, 40.0, 0.0, 50.0));
+    }
+}
