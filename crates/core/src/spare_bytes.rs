@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use omnimap_store::AlignedBytes;
 
 /// What is kept at the most, in bytes and as a part of the budget.
-const KEPT_BYTES_MAX: u64 = 4 << 20;
+const KEPT_BYTES_MAX: u64 = 8 << 20;
 const KEPT_BUDGET_SHARE: u64 = 16;
 /// And so many, for they are looked through.
 const KEPT_MAX: usize = 16;

@@ -2,13 +2,25 @@
 
 use std::ops::{Deref, DerefMut};
 
+use memmap2::MmapMut;
+
+/// From so many bytes on a buffer is a mapping of its own, and its memory the system's again when it is dropped: the C library
+/// keeps up to some MiB of such buffers for each thread that ever had one.
+const MAPPED_BYTES_MIN: usize = 256 << 10;
+
 /// Zeroed bytes that begin at a multiple of [`ALIGNMENT`](Self::ALIGNMENT).
 ///
 /// O_DIRECT refuses other memory (open(2), statx(2) `stx_dio_mem_align`).
 pub struct AlignedBytes {
-    storage: Vec<u8>,
+    storage: Storage,
     start: usize,
     length: usize,
+}
+
+enum Storage {
+    Heap(Vec<u8>),
+    /// Begins at a page.
+    Mapped(MmapMut),
 }
 
 impl AlignedBytes {
@@ -17,10 +29,16 @@ impl AlignedBytes {
 
     /// A buffer of `length` bytes.
     pub fn new(length: usize) -> AlignedBytes {
-        let storage = vec![0; length + Self::ALIGNMENT];
-        let address = storage.as_ptr().addr();
+        // Where no more can be mapped, the heap may have room.
+        if length >= MAPPED_BYTES_MIN
+            && let Ok(mapped) = MmapMut::map_anon(length)
+        {
+            return AlignedBytes { storage: Storage::Mapped(mapped), start: 0, length };
+        }
+        let bytes = vec![0; length + Self::ALIGNMENT];
+        let address = bytes.as_ptr().addr();
         let start = address.next_multiple_of(Self::ALIGNMENT) - address;
-        AlignedBytes { storage, start, length }
+        AlignedBytes { storage: Storage::Heap(bytes), start, length }
     }
 }
 
@@ -36,13 +54,21 @@ impl From<&[u8]> for AlignedBytes {
 impl Deref for AlignedBytes {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        &self.storage[self.start..self.start + self.length]
+        let storage: &[u8] = match &self.storage {
+            Storage::Heap(bytes) => bytes,
+            Storage::Mapped(mapped) => mapped,
+        };
+        &storage[self.start..self.start + self.length]
     }
 }
 
 impl DerefMut for AlignedBytes {
     fn deref_mut(&mut self) -> &mut [u8] {
-        &mut self.storage[self.start..self.start + self.length]
+        let storage: &mut [u8] = match &mut self.storage {
+            Storage::Heap(bytes) => bytes,
+            Storage::Mapped(mapped) => mapped,
+        };
+        &mut storage[self.start..self.start + self.length]
     }
 }
 
