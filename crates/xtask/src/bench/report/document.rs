@@ -7,7 +7,7 @@ use super::results::{Outcome, Results, Row, Series};
 use super::run::beside_budget;
 use super::target::Verdict;
 use super::task::Measurement;
-use super::time_line::TimeLine;
+use super::time_line::Traced;
 use super::workload::Workload;
 
 const HEAD: &str = "# Benchmarks
@@ -163,7 +163,7 @@ fn workload(results: &Results, outcome: &Outcome, text: &mut String) {
     }
 }
 
-fn time_lines(lines: &[TimeLine], text: &mut String) {
+fn time_lines(lines: &[Traced], text: &mut String) {
     text.push_str(
         "### Where the time of such a read goes\n\nOne more run of each, traced by the kernel, which makes it slower: medians of \
          each step, in µs. An access begins with the fault (of the pool, with the bytes of the one before). Where it is \
@@ -172,8 +172,8 @@ fn time_lines(lines: &[TimeLine], text: &mut String) {
          | contender | until the disk is asked | until it has answered | until the thread is told | until that runs | until it \
          needs the next page | whole | system calls |\n|---|---:|---:|---:|---:|---:|---:|---:|\n",
     );
-    for line in lines {
-        let name = line.contender.map_or("", Contender::name);
+    for Traced { contender, line } in lines {
+        let name = contender.name();
         let cell = |value: Option<f64>| value.map_or_else(String::new, number);
         let _ = writeln!(
             text,

@@ -181,7 +181,7 @@ fn measure(
         bench.step(workload.title());
         let rows = bench.compare(workload.title(), workload.tasks(&scale, &plain, &packed))?;
         results.workloads.push(Outcome { workload, contenders: rows });
-        if workload == Workload::Uniform && !scale.quick {
+        if workload == Workload::Uniform {
             bench.step("Where the time of a read goes");
             results.time_lines = time_line::trace(bench, workload.tasks(&scale, &plain, &packed));
         }

@@ -7,7 +7,7 @@ use super::machine::Machine;
 use super::pages::PAGE_BYTES;
 use super::target::Verdict;
 use super::task::Measurement;
-use super::time_line::TimeLine;
+use super::time_line::Traced;
 use super::workload::{Scale, Workload};
 
 #[derive(Serialize)]
@@ -22,7 +22,7 @@ pub(super) struct Results {
     pub(super) limit_bytes: Option<u64>,
     pub(super) workloads: Vec<Outcome>,
     /// Of uniform reads.
-    pub(super) time_lines: Vec<TimeLine>,
+    pub(super) time_lines: Vec<Traced>,
     pub(super) series: Vec<Series>,
     pub(super) verdicts: Vec<Verdict>,
     /// What could not be done, and why.

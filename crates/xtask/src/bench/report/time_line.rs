@@ -31,7 +31,6 @@ const LOOKING: &str = "id != 24 && id != 208 && id != 0";
 /// What one access takes, step by step: medians, in microseconds.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub(super) struct TimeLine {
-    pub(super) contender: Option<Contender>,
     /// From the fault, or from the bytes of the access before where there are none, until the disk is asked.
     pub(super) until_asked: f64,
     pub(super) disk: f64,
@@ -46,32 +45,42 @@ pub(super) struct TimeLine {
     pub(super) calls: f64,
 }
 
+/// The time line of one contender.
+#[derive(Serialize)]
+pub(super) struct Traced {
+    pub(super) contender: Contender,
+    #[serde(flatten)]
+    pub(super) line: TimeLine,
+}
+
 /// Traces a run of each; says so in a note where that cannot be.
-pub(super) fn trace(bench: &mut Bench, tasks: Vec<Task>) -> Vec<TimeLine> {
+pub(super) fn trace(bench: &mut Bench, tasks: Vec<Task>) -> Vec<Traced> {
     let mut lines = Vec::new();
     for task in tasks {
-        if bench.able(&[task.contender]).is_empty() {
+        let contender = task.contender;
+        if bench.able(&[contender]).is_empty() {
             continue;
         }
-        match traced(bench, &task) {
-            Ok(Some(line)) => lines.push(TimeLine { contender: Some(task.contender), ..line }),
-            Ok(None) => {
-                bench.note(format!("SKIPPED: the time line of {}: no reads seen", task.contender.name()));
-            }
+        let tracing = match Tracing::begin() {
+            Ok(tracing) => tracing,
             Err(error) => {
                 bench.note(format!("SKIPPED: time lines, which need root, tracefs and x86-64: {error:#}"));
                 break;
             }
+        };
+        match traced(bench, &tracing, task) {
+            Ok(Some(line)) => lines.push(Traced { contender, line }),
+            Ok(None) => bench.note(format!("SKIPPED: the time line of {}: no reads seen", contender.name())),
+            Err(error) => bench.failed(&format!("the time line of {}", contender.name()), &error),
         }
     }
     lines
 }
 
-fn traced(bench: &Bench, task: &Task) -> Result<Option<TimeLine>> {
-    let tracing = Tracing::begin()?;
-    let task = Task { operations: task.operations.min(OPERATIONS), latencies: false, ..task.clone() };
-    bench.once(&task)?;
-    Ok(time_line(&tracing.events()?, task.contender != Contender::Pool))
+fn traced(bench: &Bench, tracing: &Tracing, task: Task) -> Result<Option<TimeLine>> {
+    let by_faults = task.contender != Contender::Pool;
+    bench.once(&Task { operations: task.operations.min(OPERATIONS), latencies: false, ..task })?;
+    Ok(time_line(&tracing.events()?, by_faults))
 }
 
 /// An instance of the kernel's tracing, which disturbs no other; removed when this is dropped.
@@ -216,7 +225,6 @@ fn time_line(events: &[Event], by_faults: bool) -> Option<TimeLine> {
     let calls = events.iter().filter(|event| event.what == What::Call).count();
     let asked = events.iter().filter(|event| event.what == What::Asked).count();
     Some(TimeLine {
-        contender: None,
         until_asked: median(&accesses, |a| Some(a.asked? - a.begin?))?,
         disk: median(&accesses, |a| Some(a.came? - a.asked?))?,
         until_told: median(&accesses, |a| Some(a.told? - a.came?)),
@@ -256,14 +264,25 @@ mod tests {
         let told = event(line).expect("an event");
         assert_eq!((told.cpu, told.thread, told.what), (1, 4536, What::Told(4548)));
         assert!((told.at - 15_367_260_779.0).abs() < 0.5);
+        let line = "<idle>-0  [000] d..2. 1.5: sched_switch: prev_comm=swapper/0 prev_pid=0 ==> next_comm=x next_pid=77";
+        assert_eq!(event(line).map(|event| event.what), Some(What::Runs(77)));
         assert_eq!(event("# tracer: nop"), None);
         assert_eq!(event("CPU:1 [LOST 3 EVENTS]"), None);
+    }
+
+    #[test]
+    fn what_one_processor_has_forgotten_is_left_out() {
+        let line =
+            |cpu: u32, at: u32| format!("x-1 [00{cpu}] d..2. {at}.000000: page_fault_user: address=0x0");
+        let trace = [line(0, 1), line(0, 2), line(1, 3), line(0, 4)].join("\n");
+        assert_eq!(events(&trace).iter().map(|event| event.at).collect::<Vec<_>>(), [3e6, 4e6]);
     }
 
     /// A fault every 100 µs by thread 7, which sleeps; thread 8 serves it.
     #[test]
     fn the_steps_of_an_access_are_told_apart() {
         let steps = [
+            (-3.0, 7, What::Fault),
             (0.0, 7, What::Fault),
             (1.0, 7, What::Call),
             (10.0, 8, What::Asked),
@@ -271,18 +290,18 @@ mod tests {
             (55.0, 8, What::Told(7)),
             (80.0, 0, What::Runs(7)),
         ];
+        // The first of its faults finds the page in memory, and asks for nothing.
         let of = |access: u64| {
             steps.map(|(at, thread, what)| Event { at: at + access as f64 * 100.0, cpu: 0, thread, what })
         };
         let events: Vec<Event> = (0..OPERATIONS).flat_map(of).collect();
         let expected = TimeLine {
-            contender: None,
             until_asked: 10.0,
             disk: 40.0,
             until_told: Some(5.0),
             waking: Some(25.0),
-            rest: 20.0,
-            whole: 100.0,
+            rest: 17.0,
+            whole: 97.0,
             calls: 1.0,
         };
         assert_eq!(time_line(&events, true), Some(expected));
