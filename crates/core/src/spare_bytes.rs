@@ -10,7 +10,8 @@ const KEPT_BUDGET_SHARE: u64 = 16;
 /// And so many, for they are looked through.
 const KEPT_MAX: usize = 16;
 
-/// What earlier transfers have left: a new buffer has to be zeroed, which costs a tenth of what a fill takes.
+/// What earlier transfers have left: a new buffer has to be zeroed, and a large one mapped, which costs a tenth of what a fill
+/// takes.
 pub(crate) struct SpareBytes {
     bytes_max: u64,
     /// Not under the model's locks: nobody waits for anything with it held.
@@ -64,6 +65,9 @@ mod tests {
         assert_eq!(spare.take(4096).as_ptr(), address);
         (0..10).for_each(|_| spare.keep(AlignedBytes::new(1 << 20)));
         assert_eq!(spare.kept().len(), 2, "a part of the budget");
+        let spare = SpareBytes::new(1 << 30);
+        (0..KEPT_MAX).for_each(|_| spare.keep(AlignedBytes::new(1 << 20)));
+        assert_eq!(spare.kept().len() as u64, KEPT_BYTES_MAX >> 20, "in all");
         spare.clear();
         (0..100).for_each(|_| spare.keep(AlignedBytes::new(4096)));
         assert_eq!(spare.kept().len(), KEPT_MAX);
