@@ -3,16 +3,16 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde::Serialize;
+use tempfile::TempDir;
 
 use super::contender::Contender;
 use super::run::Bench;
 use super::task::Task;
 
-/// Where the kernel shows its tracing.
-const TRACEFS: &str = "/sys/kernel/tracing";
 const EVENTS: [&str; 6] = [
     "exceptions/page_fault_user",
     "block/block_rq_issue",
@@ -64,13 +64,13 @@ pub(super) fn trace(bench: &mut Bench, tasks: Vec<Task>) -> Vec<Traced> {
         let tracing = match Tracing::begin() {
             Ok(tracing) => tracing,
             Err(error) => {
-                bench.note(format!("SKIPPED: time lines, which need root, tracefs and x86-64: {error:#}"));
+                bench.note(format!("no time lines, which need root, tracefs and x86-64: {error:#}"));
                 break;
             }
         };
         match traced(bench, &tracing, task) {
             Ok(Some(line)) => lines.push(Traced { contender, line }),
-            Ok(None) => bench.note(format!("SKIPPED: the time line of {}: no reads seen", contender.name())),
+            Ok(None) => bench.note(format!("no time line of {}: no reads seen", contender.name())),
             Err(error) => bench.failed(&format!("the time line of {}", contender.name()), &error),
         }
     }
@@ -83,15 +83,59 @@ fn traced(bench: &Bench, tracing: &Tracing, task: Task) -> Result<Option<TimeLin
     Ok(time_line(&tracing.events()?, by_faults))
 }
 
+/// Where the kernel shows its tracing.
+enum Tracefs {
+    Found(&'static Path),
+    /// For us alone.
+    Mounted(TempDir),
+}
+
+impl Tracefs {
+    fn open() -> Result<Tracefs> {
+        const USUAL: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
+        if let Some(found) = USUAL.into_iter().map(Path::new).find(|path| path.join("instances").is_dir()) {
+            return Ok(Tracefs::Found(found));
+        }
+        let place = tempfile::tempdir()?;
+        let mut mount = Command::new("mount");
+        let output =
+            mount.args(["-t", "tracefs", "tracefs"]).arg(place.path()).output().context("mount(8)")?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
+        Ok(Tracefs::Mounted(place))
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Tracefs::Found(path) => path,
+            Tracefs::Mounted(place) => place.path(),
+        }
+    }
+}
+
+impl Drop for Tracefs {
+    fn drop(&mut self) {
+        if let Tracefs::Mounted(place) = self {
+            let unmounted = Command::new("umount").arg(place.path()).status();
+            if !unmounted.is_ok_and(|status| status.success()) {
+                eprintln!("tracefs is left at {}", place.path().display());
+            }
+        }
+    }
+}
+
 /// An instance of the kernel's tracing, which disturbs no other; removed when this is dropped.
-struct Tracing(PathBuf);
+struct Tracing {
+    instance: PathBuf,
+    _tracefs: Tracefs,
+}
 
 impl Tracing {
     #[cfg(target_arch = "x86_64")]
     fn begin() -> Result<Tracing> {
-        let instance = Path::new(TRACEFS).join(format!("instances/omnimap-{}", std::process::id()));
+        let tracefs = Tracefs::open().context("mounting tracefs")?;
+        let instance = tracefs.path().join(format!("instances/omnimap-{}", std::process::id()));
         fs::create_dir(&instance).context("making an instance of the kernel's tracing")?;
-        let tracing = Tracing(instance);
+        let tracing = Tracing { instance, _tracefs: tracefs };
         tracing.set("trace_clock", "mono")?;
         tracing.set("buffer_size_kb", &MEMORY_KIB.to_string())?;
         tracing.set("events/raw_syscalls/sys_enter/filter", LOOKING)?;
@@ -107,12 +151,12 @@ impl Tracing {
     }
 
     fn set(&self, name: &str, value: &str) -> Result<()> {
-        fs::write(self.0.join(name), value).with_context(|| format!("writing to {name}"))
+        fs::write(self.instance.join(name), value).with_context(|| format!("writing to {name}"))
     }
 
     fn events(&self) -> Result<Vec<Event>> {
         self.set("tracing_on", "0")?;
-        let text = fs::read_to_string(self.0.join("trace")).context("reading the trace")?;
+        let text = fs::read_to_string(self.instance.join("trace")).context("reading the trace")?;
         Ok(events(&text))
     }
 }
@@ -120,8 +164,8 @@ impl Tracing {
 impl Drop for Tracing {
     fn drop(&mut self) {
         let _ = self.set("events/enable", "0");
-        if let Err(error) = fs::remove_dir(&self.0) {
-            eprintln!("{} is left behind: {error}", self.0.display());
+        if let Err(error) = fs::remove_dir(&self.instance) {
+            eprintln!("{} is left behind: {error}", self.instance.display());
         }
     }
 }
@@ -160,12 +204,11 @@ fn events(text: &str) -> Vec<Event> {
 fn event(line: &str) -> Option<Event> {
     let (task, rest) = line.split_once(" [")?;
     let (cpu, rest) = rest.split_once("] ")?;
-    let mut words = rest.splitn(4, ' ');
+    // The time is set to the right: soon after the machine's start there is more than one space before it.
+    let mut words = rest.split_whitespace();
     let (_flags, at, name) = (words.next()?, words.next()?, words.next()?);
-    let details = words.next().unwrap_or("");
-    let number = |key: &str| -> Option<u32> {
-        details.split(' ').find_map(|word| word.strip_prefix(key))?.parse().ok()
-    };
+    let number =
+        |key: &str| -> Option<u32> { words.clone().find_map(|word| word.strip_prefix(key))?.parse().ok() };
     let what = match name {
         "page_fault_user:" => What::Fault,
         "block_rq_issue:" => What::Asked,
@@ -264,7 +307,7 @@ mod tests {
         let told = event(line).expect("an event");
         assert_eq!((told.cpu, told.thread, told.what), (1, 4536, What::Told(4548)));
         assert!((told.at - 15_367_260_779.0).abs() < 0.5);
-        let line = "<idle>-0  [000] d..2. 1.5: sched_switch: prev_comm=swapper/0 prev_pid=0 ==> next_comm=x next_pid=77";
+        let line = "<idle>-0  [000] d..2.     1.500000: sched_switch: prev_comm=swapper/0 prev_pid=0 ==> next_comm=x next_pid=77";
         assert_eq!(event(line).map(|event| event.what), Some(What::Runs(77)));
         assert_eq!(event("# tracer: nop"), None);
         assert_eq!(event("CPU:1 [LOST 3 EVENTS]"), None);
