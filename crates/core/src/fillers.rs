@@ -26,7 +26,7 @@ const AHEAD_BYTES_MAX: u64 = 16 << 20;
 /// And this part of the budget.
 const AHEAD_BUDGET_SHARE: u64 = 2;
 /// Reads handed to a store together: whoever waits for the first of them waits for the last.
-const READS_TOGETHER_MAX: usize = 32;
+const READS_TOGETHER_MAX: usize = 64;
 /// How long a filler without work stays.
 const IDLE_TIME_MAX: Duration = Duration::from_secs(5);
 

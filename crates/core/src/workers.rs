@@ -31,10 +31,10 @@ const IDLE_TIME_MAX: Duration = Duration::from_secs(5);
 pub(crate) const END_WAIT_MAX: Duration = Duration::from_secs(2);
 
 /// How long a worker looks for the next fault before it sleeps: about what being woken costs.
-const SPIN_TIME_MAX: Duration = Duration::from_micros(50);
+const SPIN_TIME_MAX: Duration = Duration::from_micros(100);
 /// Who runs again so soon after he had nothing to do would have found the fault by looking: that, and being woken on a virtual
 /// machine whose processors halt.
-const SOON_TIME_MAX: Duration = Duration::from_micros(100);
+const SOON_TIME_MAX: Duration = Duration::from_micros(250);
 /// Looking for a shorter time than this finds nothing.
 const SPIN_TIME_MIN: Duration = Duration::from_micros(2);
 /// After faults have had to wait for a fill, so many fills are made while another thread leads.
