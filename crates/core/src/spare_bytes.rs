@@ -5,10 +5,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use omnimap_store::AlignedBytes;
 
 /// What is kept at the most, in bytes and as a part of the budget.
-const KEPT_BYTES_MAX: u64 = 8 << 20;
+const KEPT_BYTES_MAX: u64 = 16 << 20;
 const KEPT_BUDGET_SHARE: u64 = 16;
 /// And so many, for they are looked through.
-const KEPT_MAX: usize = 16;
+const KEPT_MAX: usize = 64;
 
 /// What earlier transfers have left: a new buffer has to be zeroed, and a large one mapped, which costs a tenth of what a fill
 /// takes.

@@ -104,9 +104,13 @@ impl Workload {
             }
             Workload::Uniform => "Any page of the file; the budget is full when the time begins.",
             Workload::UniformThreads => "The same by four threads; the time that passes for each access.",
-            Workload::Zipf => "Few pages often; the budget is full when the time begins.",
+            Workload::Zipf => {
+                "Few pages often; five times as many accesses have been made when the time begins, so that what is in memory was \
+                 chosen."
+            }
             Workload::ZipfBesideScan => {
-                "The same, with another thread that reads the whole file in order, again and again; the time of the first."
+                "Few pages often, with another thread that reads the whole file in order, again and again; the time of the first. \
+                 The budget is full when it begins."
             }
             Workload::Sequential => "A byte of each page, in order, cold.",
             Workload::Backward => "A byte of each page, from the file's end on, cold.",
@@ -164,9 +168,10 @@ impl Workload {
             Workload::UniformThreads => {
                 (Pattern::Uniform, file_pages, scale.operations(40_000) / 4, Some(5_000))
             }
+            // What is in memory when the time begins has been chosen by use, no longer by the fill before.
             Workload::Zipf => {
                 let operations = scale.operations(80_000);
-                (Pattern::Zipf, file_pages, operations, Some(operations / 2))
+                (Pattern::Zipf, file_pages, operations, Some(5 * operations))
             }
             Workload::ZipfBesideScan => {
                 (Pattern::Zipf, file_pages, scale.operations(30_000), Some(scale.operations(30_000) / 2))
