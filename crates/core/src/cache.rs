@@ -31,13 +31,16 @@ use crate::transit::Waiter;
 use crate::units::{PageIndex, PageRange, PageSize};
 use crate::workers::Workers;
 
+/// Longer than anybody waits.
+const FILL_TIME_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
 /// What a cache may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CacheOptions {
     /// Bytes of pages that are resident or being filled; never exceeded. Rounded down to whole pages.
     pub budget_bytes: u64,
-    /// How long an access waits for the store, or for room, before it fails.
+    /// How long an access waits for the store, or for room, before it fails; more than a year counts as one.
     pub fill_time_max: Duration,
     /// Threads that serve raw accesses, each with one fill at a time.
     pub workers_max: NonZeroUsize,
@@ -121,7 +124,9 @@ impl PageCache {
     ///
     /// # Errors
     /// [`Error::BudgetTooSmall`].
-    pub fn new(host: Arc<dyn Host>, options: CacheOptions) -> Result<Arc<PageCache>> {
+    pub fn new(host: Arc<dyn Host>, mut options: CacheOptions) -> Result<Arc<PageCache>> {
+        // A moment that is later than any there is cannot be waited for.
+        options.fill_time_max = options.fill_time_max.min(FILL_TIME_MAX);
         let page = PageSize::new(host.page_bytes());
         let pages = options.budget_bytes / page.bytes();
         if pages < CacheOptions::BUDGET_PAGES_MIN {
