@@ -484,17 +484,25 @@ impl Pace {
         Pace { bytes_per_second_max, free_at: Mutex::default() }
     }
 
-    /// Waits until so many bytes may be written.
-    pub(crate) fn pass(&self, bytes: u64) {
+    /// Waits until something may be written.
+    pub(crate) fn wait(&self) {
+        loop {
+            let free_at = *lock(&self.free_at);
+            let rest = free_at.map_or(Duration::ZERO, |at| at.saturating_duration_since(Instant::now()));
+            if rest.is_zero() {
+                return;
+            }
+            std::thread::sleep(rest);
+        }
+    }
+
+    /// So many bytes are being written: others wait for as long as that may take.
+    pub(crate) fn note(&self, bytes: u64) {
         let Some(most) = self.bytes_per_second_max else { return };
-        let wait = {
-            let mut free_at = lock(&self.free_at);
-            let now = Instant::now();
-            let begin = free_at.map_or(now, |at| at.max(now));
-            *free_at = Some(begin + Duration::from_secs_f64(bytes as f64 / most.max(1) as f64));
-            begin.duration_since(now)
-        };
-        std::thread::sleep(wait);
+        let mut free_at = lock(&self.free_at);
+        let now = Instant::now();
+        let begin = free_at.map_or(now, |at| at.max(now));
+        *free_at = Some(begin + Duration::from_secs_f64(bytes as f64 / most.max(1) as f64));
     }
 }
 

@@ -267,8 +267,15 @@ impl MemoryObject {
                 pages <= COPIED_TOGETHER_MAX
             };
             let together = rest.iter().take_while(fits).count().max(1);
+            if why == Why::Room {
+                // Before they are called being written back: a sync waits for those, and nothing bounds a sync.
+                self.cache.pace.wait();
+            }
             let Some(copied) = self.copy_runs(&rest[..together], why, theirs)? else { break };
-            first = first.and(self.write_copied(copied, why));
+            if why == Why::Room {
+                self.cache.pace.note(copied.iter().map(|copied| copied.bytes.len() as u64).sum());
+            }
+            first = first.and(self.write_copied(copied));
             rest = &rest[together..];
             if why == Why::Room && first.is_err() {
                 break;
@@ -345,7 +352,7 @@ impl MemoryObject {
     }
 
     /// Gives copies to the store together, and settles what the pages of each are as its outcome is told.
-    fn write_copied(&self, copied: Vec<Copied>, why: Why) -> Result<()> {
+    fn write_copied(&self, copied: Vec<Copied>) -> Result<()> {
         let mut wanted = Vec::with_capacity(copied.len());
         for copied in copied {
             let inside = self.bytes_inside(copied.range);
@@ -363,9 +370,6 @@ impl MemoryObject {
                 bytes: &copied.bytes[..(inside.end - inside.start) as usize],
             })
             .collect();
-        if why == Why::Room {
-            self.cache.pace.pass(writes.iter().map(|write| write.bytes.len() as u64).sum());
-        }
         let mut first = Ok(());
         let mut told = vec![false; writes.len()];
         let mut written = Written { object: self, ranges: Vec::new(), settled_at: Instant::now() };
