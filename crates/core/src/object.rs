@@ -100,8 +100,12 @@ impl Pages {
 
     /// Whether some of the pages are on their way in or out, or pinned.
     pub(crate) fn is_moving(&self, range: PageRange) -> bool {
-        self.pins.keys().any(|page| range.contains(*page))
-            || self.transits.iter().any(|t| !t.lock().range.intersect(range).is_empty())
+        self.pins.keys().any(|page| range.contains(*page)) || !self.transits_of(range).is_empty()
+    }
+
+    pub(crate) fn transits_of(&self, range: PageRange) -> Vec<Arc<Transit>> {
+        let overlaps = |transit: &&Arc<Transit>| !transit.lock().range.intersect(range).is_empty();
+        self.transits.iter().filter(overlaps).cloned().collect()
     }
 
     pub(crate) fn remove_transit(&mut self, transit: &Arc<Transit>) {

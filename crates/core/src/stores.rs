@@ -130,6 +130,7 @@ impl MappedView {
             return Err(Error::NotAllowed { object: self.object.name.clone(), reason });
         }
         store_error(&self.object, || self.object.store.refresh())?;
+        self.object.wait_for_transits(pages)?;
         self.object.evict_range(pages);
         Ok(())
     }
@@ -297,6 +298,16 @@ impl MemoryObject {
         self.cache.budget.release(resident);
         self.cache.note_stale(resident);
         cut
+    }
+
+    /// Waits for what is on its way of some pages at this moment: it may have bytes of before.
+    fn wait_for_transits(&self, range: PageRange) -> Result<()> {
+        let transits = self.pages().transits_of(range);
+        let limit = self.cache.options.fill_time_max;
+        if transits.iter().all(|transit| transit.wait_for_end(limit)) {
+            return Ok(());
+        }
+        Err(self.timed_out(self.cache.page.bytes_of(range).start))
     }
 
     /// Waits until pages that nobody can claim any more are not on their way anywhere, and not pinned; and until the page

@@ -109,6 +109,15 @@ impl Transit {
         }
     }
 
+    /// Waits until it is over, whatever became of it; whether it was in time.
+    pub(crate) fn wait_for_end(&self, limit: Duration) -> bool {
+        let mut state = self.lock();
+        state.sleepers += 1;
+        let (mut state, in_time) = wait_while(&self.ended, state, limit, |s| s.outcome.is_none());
+        state.sleepers -= 1;
+        in_time
+    }
+
     /// Waits for the fate of a page for which a [`Waiter::Checked`] stands in the list.
     pub(crate) fn wait(&self, page: PageIndex, limit: Duration) -> Waited {
         let under_way = |s: &mut TransitState| s.outcome.is_none() && s.range.contains(page);

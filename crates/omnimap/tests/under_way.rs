@@ -1,0 +1,161 @@
+//! What is on its way to or from a store, while something else happens.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use omnimap::store::{Counting, Decorator, Faulty, FileStore, MemoryStore, Misbehaviour, StoreError};
+use omnimap::{BackingStore, Error, MapOptions};
+use omnimap_testkit::{pattern_store, skip_without_mappings, within};
+
+const LIMIT: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_millis(300);
+const MIB: u64 = 1 << 20;
+
+fn page() -> u64 {
+    omnimap::machine::page_bytes()
+}
+
+/// Has the bytes of a read, and brings them when it is let.
+struct Late {
+    file: FileStore,
+    reads: AtomicU64,
+    let_go: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Decorator for Late {
+    fn inner(&self) -> &dyn BackingStore {
+        &self.file
+    }
+
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> omnimap::store::Result<usize> {
+        let got = self.file.read_at(offset, into);
+        self.reads.fetch_add(1, Ordering::SeqCst);
+        let held = self.let_go.lock().unwrap();
+        drop(self.changed.wait_while(held, |let_go| !*let_go).unwrap());
+        got
+    }
+}
+
+#[test]
+fn bytes_of_before_that_were_under_way_do_not_come_after_an_invalidation() {
+    if skip_without_mappings() {
+        return;
+    }
+    within(LIMIT, || {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), vec![1; 4 * page() as usize]).unwrap();
+        let store = Arc::new(Late {
+            file: FileStore::open_writable(file.path()).unwrap(),
+            reads: AtomicU64::new(0),
+            let_go: Mutex::new(false),
+            changed: Condvar::new(),
+        });
+        let mapping = MapOptions::new().map_shared_mut(store.clone()).unwrap();
+        let ahead = mapping.prefetch(0..page()).unwrap();
+        while store.reads.load(Ordering::SeqCst) == 0 {
+            std::thread::yield_now();
+        }
+        std::fs::write(file.path(), vec![2; 4 * page() as usize]).unwrap();
+        std::thread::scope(|scope| {
+            let invalidating = scope.spawn(|| mapping.invalidate(0..mapping.len()));
+            std::thread::sleep(SOON);
+            *store.let_go.lock().unwrap() = true;
+            store.changed.notify_all();
+            invalidating.join().unwrap().unwrap();
+        });
+        ahead.wait().unwrap();
+        assert_eq!(mapping.read::<u8>(0).unwrap(), 2);
+    });
+}
+
+#[test]
+fn who_cuts_off_does_not_wait_for_who_wants_room_behind_the_new_end() {
+    if skip_without_mappings() {
+        return;
+    }
+    within(LIMIT, || {
+        // The budget is all dirty, of pages before or behind the cut, and for a while it is not tried to write them again.
+        for first in [0, 900] {
+            let zeros = MemoryStore::writable("zeros", vec![0; 1024 * page() as usize]);
+            let store = Arc::new(Faulty::new(Arc::new(zeros)));
+            store.on_write(0..1024 * page(), Misbehaviour::Fail, u64::MAX);
+            let mapping = MapOptions::new()
+                .budget(16 * page())
+                .dirty_max(16 * page())
+                .fill_time_max(LIMIT / 4)
+                .map_shared_mut(store.clone())
+                .unwrap();
+            (first..first + 16).for_each(|at| mapping.write_at(at * page(), &[1]).unwrap());
+            std::thread::scope(|scope| {
+                let writing = scope.spawn(|| mapping.write_at(1019 * page(), &[2]));
+                while mapping.stats().write_backs_failed == 0 {
+                    std::thread::yield_now();
+                }
+                store.heal();
+                let begin = Instant::now();
+                mapping.resize(512 * page()).unwrap();
+                assert!(begin.elapsed() < LIMIT / 8, "{:?}", begin.elapsed());
+                writing.join().unwrap().unwrap_err();
+            });
+        }
+    });
+}
+
+#[test]
+fn no_time_limit_is_a_limit() {
+    if skip_without_mappings() {
+        return;
+    }
+    within(LIMIT, || {
+        let mapping = MapOptions::new()
+            .fill_time_max(Duration::MAX)
+            .map(MemoryStore::new("sevens", vec![7; 10_000]))
+            .unwrap();
+        let mut bytes = [0; 10];
+        mapping.read_at(0, &mut bytes).unwrap();
+        assert_eq!((bytes, mapping[9_999]), ([7; 10], 7));
+    });
+}
+
+#[test]
+fn a_prefetch_of_what_cannot_be_read_ends_soon() {
+    if skip_without_mappings() {
+        return;
+    }
+    within(LIMIT, || {
+        let store = Arc::new(Faulty::new(Arc::new(pattern_store(2 * MIB))));
+        store.on_read(0..2 * MIB, Misbehaviour::Fail, u64::MAX);
+        let counted = Arc::new(Counting::new(store));
+        let mapping = MapOptions::new().map_shared(counted.clone()).unwrap();
+        let error = mapping.prefetch(0..2 * MIB).unwrap().wait().unwrap_err();
+        assert!(
+            matches!(&error, Error::Read { source, .. } if matches!(**source, StoreError::Io { .. })),
+            "{error}"
+        );
+        let reads = counted.counts().reads;
+        assert!(reads < 300, "{reads} reads of {} pages", 2 * MIB / page());
+    });
+}
+
+#[test]
+fn a_sync_does_not_wait_for_what_is_written_at_a_bounded_rate() {
+    if skip_without_mappings() {
+        return;
+    }
+    within(LIMIT, || {
+        let store = MemoryStore::writable("zeros", vec![0; 4 << 20]);
+        let mapping = MapOptions::new()
+            .dirty_max(64 << 10)
+            .write_back_rate_max(100 << 10)
+            .map_shared_mut(Arc::new(store))
+            .unwrap();
+        mapping.write_at(0, &vec![1; 2 << 20]).unwrap();
+        std::thread::sleep(SOON);
+        let begin = Instant::now();
+        mapping.sync().unwrap();
+        // At that rate it would be 20 s.
+        assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+    });
+}
