@@ -60,8 +60,15 @@ impl Inner {
     /// without waiting. Waits for `least` until the time limit of a fill; then there are 0.
     ///
     /// `answers` is how the store does that the room is for: who does not wait for it has nobody evict ahead of him, for
-    /// another thread that runs is one that has to be told of each page that goes (TLB shootdowns).
-    pub(crate) fn make_room(self: &Arc<Self>, wanted: u64, least: u64, answers: Answers) -> Room {
+    /// another thread that runs is one that has to be told of each page that goes (TLB shootdowns). When it is no longer
+    /// `awaited`, nothing is waited for.
+    pub(crate) fn make_room(
+        self: &Arc<Self>,
+        wanted: u64,
+        least: u64,
+        answers: Answers,
+        awaited: impl Fn() -> bool,
+    ) -> Room {
         let deadline = Instant::now() + self.options.fill_time_max;
         let mut taken = 0;
         loop {
@@ -77,7 +84,7 @@ impl Inner {
                 continue;
             }
             let room = Room { pages: taken, more_soon: taken < wanted && more.not_free == 0 };
-            if taken >= least {
+            if taken >= least || !awaited() {
                 return room;
             }
             // Not all at once: what failed to be written is tried again now and then.

@@ -84,8 +84,12 @@ impl Fill {
         let span = tracing::trace_span!("fill", object = %self.object.name, page = self.range.start.0,
             pages = self.range.count(), whom = ?whom);
         let _entered = span.enter();
-        if self.reserved == 0 && self.make_room(whom).pages == 0 {
-            return Err(self.fail(whom, Cause::NoRoom));
+        while self.reserved == 0 && self.make_room(whom).pages == 0 {
+            match self.smaller(whom) {
+                Some(least) if self.is_cut_off() => self.shrink(least),
+                _ if self.is_cut_off() => return Err(self.fail(whom, Cause::BeyondEnd)),
+                _ => return Err(self.fail(whom, Cause::NoRoom)),
+            }
         }
         loop {
             match self.transfer().and_then(|bytes| self.arrive(whom, &bytes)) {
@@ -126,7 +130,9 @@ impl Fill {
 
     fn room(&self, least: u64) -> Room {
         let cache = &self.object.cache;
-        cache.make_room(self.range.count(), least, cache.transfer(&self.object).answers)
+        let answers = cache.transfer(&self.object).answers;
+        // Who makes the object shorter waits for what is on its way behind the new end.
+        cache.make_room(self.range.count(), least, answers, || !self.is_cut_off())
     }
 
     /// From the store to memory; nobody sees the pages yet but through views. The page that a store waits for is left
@@ -142,11 +148,16 @@ impl Fill {
         self.put(reading, got)
     }
 
+    /// Whether the object has become shorter. It will be as long as before again, if its store does not.
+    fn is_cut_off(&self) -> bool {
+        let page = self.object.cache.page;
+        page.bytes_of(self.range).end > self.object.len().next_multiple_of(page.bytes())
+    }
+
     fn reading(&self) -> Result<Reading, Cause> {
         let page = self.object.cache.page;
         let (bytes, length) = (page.bytes_of(self.range), self.object.len());
-        if bytes.end > length.next_multiple_of(page.bytes()) {
-            // It has become shorter; and will be as long as before again, if its store does not.
+        if self.is_cut_off() {
             return Err(Cause::BeyondEnd);
         }
         let wanted = bytes.end.min(length) - bytes.start;
