@@ -12,9 +12,13 @@ use crate::cache::PageCache;
 use crate::error::{Error, Result};
 use crate::fill::{Became, Fill};
 use crate::object::MemoryObject;
+use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Condvar, Mutex, MutexGuard, lock, wait_while};
 use crate::transit::Cause;
 use crate::units::{PageIndex, PageRange};
+
+/// Failed reads after which what fails is not tried by parts any more: one bad chunk of a piece makes about ten.
+const FAILURES_MAX: u64 = 64;
 
 /// A prefetch under way; waiting for it, or awaiting it, is optional. Dropping it lets it go on.
 #[must_use = "a prefetch goes on by itself; wait for it, await it, or drop it"]
@@ -35,6 +39,8 @@ pub struct Prefetched {
 /// The pieces of a prefetch, and how far it is.
 pub(crate) struct Pieces {
     object: Arc<MemoryObject>,
+    /// Reads that failed, of parts too.
+    failures: AtomicU64,
     state: Mutex<State>,
     done: Condvar,
 }
@@ -102,7 +108,7 @@ impl Prefetch {
     ) -> Prefetch {
         let inner = &cache.inner;
         // Some room is left for the accesses that happen meanwhile.
-        let pinned = inner.pinned.load(crate::sync::atomic::Ordering::Relaxed);
+        let pinned = inner.pinned.load(Ordering::Relaxed);
         let mut room = (inner.budget.pages() - pinned.min(inner.budget.pages())) * 3 / 4;
         let piece_pages = inner.piece_pages(object);
         let (mut left, mut left_out) = (VecDeque::new(), 0u64);
@@ -120,8 +126,12 @@ impl Prefetch {
         }
         let bytes_left_out = left_out * inner.page.bytes();
         let state = State { left, under_way: 0, jobs: 0, bytes: 0, bytes_left_out, error: None, waker: None };
-        let pieces =
-            Arc::new(Pieces { object: object.clone(), state: Mutex::new(state), done: Condvar::new() });
+        let pieces = Arc::new(Pieces {
+            object: object.clone(),
+            failures: AtomicU64::new(0),
+            state: Mutex::new(state),
+            done: Condvar::new(),
+        });
         inner.fill_pieces(&pieces, object);
         Prefetch { pieces, _cache: cache.clone() }
     }
@@ -129,7 +139,7 @@ impl Prefetch {
     /// Waits until all is there, or has failed.
     ///
     /// # Errors
-    /// The first thing that went wrong; the rest was fetched all the same.
+    /// The first thing that went wrong; the rest was fetched all the same, unless much of it failed.
     pub fn wait(self) -> Result<Prefetched> {
         self.pieces.check_process()?;
         let mut state = lock(&self.pieces.state);
@@ -262,28 +272,38 @@ impl Pieces {
         }
     }
 
-    /// Fetches what nobody has or fetches of some pieces; notes the first failure in each, and goes on behind it.
+    /// Fetches what nobody has or fetches of some pieces. Those that fail are tried by halves, down to the chunk that is bad;
+    /// where much fails, the store does.
     fn fetch(&self, pieces: &[PageRange], missing: &mut Missing) {
         let fills = self.object.claim_all_absent(pieces);
         let mut again = Vec::new();
         Fill::run_together(fills, |range, became| {
             missing.any_room |= !matches!(became, Became::LeftOut { .. });
-            let chunk = self.object.cache.chunk_pages(&self.object, range.start);
             match became {
                 Became::Arrived => {}
                 Became::LeftOut { more_soon: true } => missing.cut.push(range),
                 Became::LeftOut { more_soon: false } => missing.left_out.push(range),
-                Became::Failed(cause) if chunk.end >= range.end => missing.failed.push((range.start, cause)),
-                // One of its chunks is bad: the others are wanted all the same.
-                Became::Failed(_) => {
-                    again.push(chunk.intersect(range));
-                    again.push(PageRange { start: chunk.end, end: range.end });
+                Became::Failed(cause) => {
+                    let failures = self.failures.fetch_add(1, Ordering::Relaxed);
+                    match self.halves(range).filter(|_| failures < FAILURES_MAX) {
+                        Some(halves) => again.extend(halves),
+                        None => missing.failed.push((range.start, cause)),
+                    }
                 }
             }
         });
         if !again.is_empty() {
             self.fetch(&again, missing);
         }
+    }
+
+    /// Two parts of about the same length, which share no chunk; nothing if it is of one chunk.
+    fn halves(&self, range: PageRange) -> Option<[PageRange; 2]> {
+        let middle = PageIndex(range.start.0 + range.count() / 2);
+        let chunk = self.object.cache.chunk_pages(&self.object, middle);
+        let inside = |page: &PageIndex| range.start < *page && *page < range.end;
+        let cut = [chunk.start, chunk.end].into_iter().find(inside)?;
+        Some([PageRange { start: range.start, end: cut }, PageRange { start: cut, end: range.end }])
     }
 
     fn bytes(&self, piece: PageRange) -> u64 {
