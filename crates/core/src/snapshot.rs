@@ -19,6 +19,9 @@ const PLAIN_PAGES_MAX: u64 = 256;
 
 /// The pages that have changed since the moment, as they were.
 pub(crate) struct Kept {
+    /// Of the object at the moment, in bytes: what comes behind that is no part of it.
+    length: u64,
+    page_bytes: u64,
     pages: Mutex<KeptPages>,
     swap: SwapStore,
 }
@@ -38,9 +41,18 @@ enum Place {
 impl Kept {
     /// Keeps a page, unless a store before this one has had it kept.
     pub(crate) fn keep(&self, page: PageIndex, bytes: impl FnOnce() -> Vec<u8>) {
+        let inside = self.length.saturating_sub(page.0 * self.page_bytes);
+        if inside == 0 {
+            return;
+        }
         let mut pages = lock(&self.pages);
         if !pages.swapped.contains(&page) {
-            pages.plain.entry(page).or_insert_with(bytes);
+            pages.plain.entry(page).or_insert_with(|| {
+                let mut bytes = bytes();
+                // The object may be longer by now.
+                bytes.truncate(inside as usize);
+                bytes
+            });
         }
     }
 
@@ -59,11 +71,11 @@ impl Kept {
     }
 
     /// Moves what is kept plain to swap. What swap does not take stays.
-    fn swap_out(&self, page_bytes: u64) {
+    fn swap_out(&self) {
         let plain: Vec<PageIndex> = lock(&self.pages).plain.keys().copied().collect();
         for page in plain {
             let Some(bytes) = lock(&self.pages).plain.get(&page).cloned() else { continue };
-            if let Err(error) = self.swap.write_at(page.0 * page_bytes, &bytes) {
+            if let Err(error) = self.swap.write_at(page.0 * self.page_bytes, &bytes) {
                 tracing::warn!(%error, "what a snapshot keeps stays in memory");
                 return;
             }
@@ -89,22 +101,36 @@ impl MemoryObject {
     /// # Errors
     /// If stores cannot be trapped.
     pub(crate) fn snapshot(self: &Arc<Self>, number: u64) -> Result<SnapshotStore> {
-        let swap = SwapStore::new(self.name(), self.len(), SwapOptions::default())
-            .map_err(|e| Error::Open(Arc::new(e)))?;
-        let kept = Arc::new(Kept { pages: Mutex::default(), swap });
+        loop {
+            let swap = SwapStore::new(self.name(), self.len(), SwapOptions::default())
+                .map_err(|e| Error::Open(Arc::new(e)))?;
+            if let Some(store) = self.snapshot_with(swap, number)? {
+                return Ok(store);
+            }
+        }
+    }
+
+    /// Nothing if the object has become longer or shorter than `swap`.
+    fn snapshot_with(self: &Arc<Self>, swap: SwapStore, number: u64) -> Result<Option<SnapshotStore>> {
         let _as_it_is = lock(&self.reshaping);
         let _no_write_half_done = crate::sync::write(&self.writing);
         let mut pages = self.pages();
+        let length = self.len();
+        if swap.len() != length {
+            return Ok(None);
+        }
         // As for an atomic sync: with the lock held nothing becomes dirty, so the moment is one for all pages.
         let mut runs = pages.table.dirty_runs(self.all_pages());
         runs.extend(pages.table.writing_runs(self.all_pages()));
         runs.sort_unstable_by_key(|run| run.start);
         self.trap_stores(&runs)?;
+        let page_bytes = self.cache.page.bytes();
+        let kept = Arc::new(Kept { length, page_bytes, pages: Mutex::default(), swap });
         pages.writes.keepers.retain(|keeper| keeper.strong_count() > 0);
         pages.writes.keepers.push(Arc::downgrade(&kept));
         let name = format!("{} (snapshot {number})", self.name);
         let version = Version::new(name.as_str());
-        Ok(SnapshotStore { of: self.clone(), name, length: self.len(), kept, version })
+        Ok(Some(SnapshotStore { of: self.clone(), name, length, kept, version }))
     }
 
     /// Whether a snapshot needs the object as it is.
@@ -120,7 +146,7 @@ impl MemoryObject {
             return;
         }
         let keepers: Vec<_> = self.pages().writes.keepers.iter().filter_map(Weak::upgrade).collect();
-        keepers.iter().for_each(|keeper| keeper.swap_out(self.cache.page.bytes()));
+        keepers.iter().for_each(|keeper| keeper.swap_out());
     }
 
     /// Copies bytes of a page as they were at a snapshot's moment, or tells where they are.
@@ -238,4 +264,25 @@ pub(crate) fn store_error(
         offset: 0,
         source: Arc::new(source),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_an_object_that_grows_only_what_there_was_is_kept() {
+        let (length, page_bytes) = (10_000, 4096);
+        let swap = SwapStore::new("grows", length, SwapOptions::default()).unwrap();
+        let kept = Kept { length, page_bytes, pages: Mutex::default(), swap };
+        for page in 0..1000 {
+            kept.keep(PageIndex(page), || vec![7; page_bytes as usize]);
+        }
+        assert_eq!(lock(&kept.pages).plain.len(), 3);
+        kept.swap_out();
+        assert_eq!(lock(&kept.pages).plain.len(), 0, "also the last page, which is longer by now");
+        let mut bytes = vec![0; 10_000];
+        kept.swap.read_at(0, &mut bytes).unwrap();
+        assert!(bytes.iter().all(|byte| *byte == 7));
+    }
 }
