@@ -212,6 +212,21 @@ fn the_bound_counts_what_other_users_may_write_still() {
     assert!(bytes_of(directory.path()) <= bound, "{}", bytes_of(directory.path()));
 }
 
+/// In containers that share the directory there may be processes of the same number.
+#[test]
+fn a_process_of_the_same_number_elsewhere_is_no_obstacle() {
+    let directory = tempfile::tempdir().unwrap();
+    let users = directory.path().join("users");
+    fs::create_dir(&users).unwrap();
+    let taken = (0..200).map(|number| users.join(format!("{}-{number}", std::process::id())));
+    let theirs: Vec<_> = taken.map(|path| fs::File::create(path).unwrap()).collect();
+    theirs.iter().for_each(|file| file.lock().unwrap());
+    let tier = DiskTier::open(directory.path(), 64 * MIB).unwrap();
+    assert!(is_right(&read_all(&*tier.before(far("1", 0)))[..100], 0));
+    drop(tier);
+    assert_eq!(fs::read_dir(&users).unwrap().count(), theirs.len(), "and theirs are still there");
+}
+
 #[test]
 fn a_store_of_no_version_is_not_kept() {
     let directory = tempfile::tempdir().unwrap();

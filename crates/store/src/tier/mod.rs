@@ -274,12 +274,18 @@ struct User {
 impl User {
     fn new(directory: &Path) -> io::Result<User> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
-        let name = format!("{}-{}", process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
-        let path = directory.join(USERS).join(name);
-        let file = open_own(&path)?;
-        // One that is left of a process of the same number is nobody's.
-        flock(&file, FlockOperation::NonBlockingLockExclusive)?;
-        Ok(User { path, _file: file })
+        // To an end: each turn passes over a file that somebody has locked.
+        loop {
+            let name = format!("{}-{}", process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+            let path = directory.join(USERS).join(name);
+            let file = open_own(&path)?;
+            // One that is left of a process of the same number is nobody's, unless that lives in another PID namespace.
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(User { path, _file: file }),
+                Err(rustix::io::Errno::WOULDBLOCK) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 }
 
