@@ -82,6 +82,27 @@ fn cp_copies_to_a_file_or_into_a_directory() {
     });
 }
 
+/// In a URL a name ends at `?` and `#`; in a path those are letters as others are.
+#[test]
+fn cp_into_a_directory_keeps_the_whole_name_of_a_file() {
+    if skip_without_mappings() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let (to, file) = (directory.path().join("to"), directory.path().join("notes#2?.txt"));
+    std::fs::create_dir(&to).unwrap();
+    std::fs::write(to.join("notes"), b"another's").unwrap();
+    std::fs::write(&file, b"new").unwrap();
+    run(&["cp", file.to_str().unwrap(), to.to_str().unwrap()]);
+    let url = format!("file://{}", directory.path().join("notes%232%3F.txt").display());
+    std::fs::rename(to.join("notes#2?.txt"), to.join("first")).unwrap();
+    run(&["cp", &url, to.to_str().unwrap()]);
+    for (name, bytes) in [("notes", &b"another's"[..]), ("first", b"new"), ("notes#2?.txt", b"new")] {
+        assert_eq!(std::fs::read(to.join(name)).unwrap(), bytes, "{name}");
+    }
+    assert_eq!(std::fs::read_dir(&to).unwrap().count(), 3);
+}
+
 fn start_copy(server: &WebServer, to: &Path) -> Child {
     omnimap().args(["cp", &server.url(), to.to_str().unwrap()]).stderr(Stdio::piped()).spawn().unwrap()
 }

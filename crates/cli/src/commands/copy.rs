@@ -9,6 +9,7 @@
 //! ```
 //! What a service has of an upload is noted by the library.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -55,7 +56,11 @@ impl Arguments {
         options.budget(self.budget).format(self.format).advice(Advice::Sequential);
         self.tier.apply(&mut options)?;
         let store = options.open_store(&self.source)?;
-        let name = file_name(&self.source);
+        let local = local_path(&self.source)?;
+        let name = match &local {
+            Some(path) => path.file_name().map(OsStr::to_owned),
+            None => name_in_url(&self.source).map(Into::into),
+        };
         let Some((_, url)) = as_url(&self.destination) else {
             download(&options, store, &in_directory(self.destination.clone(), name)?)?;
             return Ok(ExitCode::SUCCESS);
@@ -63,8 +68,11 @@ impl Arguments {
         match remote::local_path(url)? {
             Some(path) => download(&options, store, &in_directory(path, name)?)?,
             None if url.ends_with('/') => {
+                let name = name.and_then(|name| name.into_string().ok());
                 let name = name.context("the source has no name: say that of the object")?;
-                upload(&options, store, &format!("{url}{name}"))?;
+                // That of a URL is encoded already.
+                let key = if local.is_some() { encoded(&name) } else { name };
+                upload(&options, store, &format!("{url}{key}"))?;
             }
             None => upload(&options, store, url)?,
         }
@@ -72,13 +80,26 @@ impl Arguments {
     }
 }
 
-/// The last part of a path or a URL.
-fn file_name(source: &Path) -> Option<String> {
-    let text = source.to_str()?.split(['?', '#']).next()?;
-    text.rsplit('/').next().filter(|name| !name.is_empty()).map(str::to_owned)
+/// The path of a source that is a file of this machine.
+fn local_path(source: &Path) -> Result<Option<PathBuf>> {
+    match as_url(source) {
+        Some((_, url)) => Ok(remote::local_path(url)?),
+        None => Ok(Some(source.to_owned())),
+    }
 }
 
-fn in_directory(path: PathBuf, name: Option<String>) -> Result<PathBuf> {
+/// The last part of a URL's path, as it is written there.
+fn name_in_url(source: &Path) -> Option<&str> {
+    let text = source.to_str()?.split(['?', '#']).next()?;
+    text.rsplit('/').next().filter(|name| !name.is_empty())
+}
+
+/// A file's name as a URL has it: without what would end it there, or stand for another letter.
+fn encoded(name: &str) -> String {
+    name.replace('%', "%25").replace('?', "%3F").replace('#', "%23")
+}
+
+fn in_directory(path: PathBuf, name: Option<OsString>) -> Result<PathBuf> {
     if !path.is_dir() {
         return Ok(path);
     }
@@ -160,4 +181,14 @@ fn replace(path: &Path, text: &str) -> Result<()> {
     new.write_all(text.as_bytes())?;
     new.persist(path).with_context(|| path.display().to_string())?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::encoded;
+
+    #[test]
+    fn a_files_name_is_one_part_of_a_url() {
+        assert_eq!(encoded("50%25?#2.txt"), "50%2525%3F%232.txt");
+    }
 }
