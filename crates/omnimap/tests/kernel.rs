@@ -111,6 +111,10 @@ fn m25_a_device_is_mapped_and_what_is_none_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         let error = MapOptions::new().length(10).kernel_open(directory.path()).unwrap_err();
         assert_eq!(error.errno(), libc::ENODEV, "{error}");
+        let fifo = directory.path().join("fifo");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RUSR).unwrap();
+        let error = MapOptions::new().length(10).kernel_open(&fifo).unwrap_err();
+        assert_eq!(error.errno(), libc::ENODEV, "and no wait for who writes to it: {error}");
         let empty = MapOptions::new().kernel_open(file(b"").path()).unwrap_err();
         assert_eq!(empty.errno(), libc::EINVAL, "M08: {empty}");
     });

@@ -3,6 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::ops::Range;
 use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU8;
@@ -11,6 +12,7 @@ use omnimap_core::{Error, Result};
 use omnimap_host::linux::{KernelRange, KernelRequest, Source, Wait};
 use omnimap_host::{Protection, Sharing};
 use omnimap_store::StoreError;
+use rustix::fs::OFlags;
 
 use super::{common, expected, inside, residency};
 use crate::place::refused;
@@ -82,7 +84,9 @@ impl MapOptions {
         let name: Arc<str> = path.display().to_string().into();
         let write = protection.write && sharing == Sharing::Shared;
         let open = |source| Error::from(StoreError::Open { name: name.to_string(), source });
-        let file = OpenOptions::new().read(true).write(write).open(path).map_err(open)?;
+        // A FIFO would wait for who writes to it; none can be mapped, and regular files ignore it.
+        let flags = OFlags::NONBLOCK.bits() as i32;
+        let file = OpenOptions::new().read(true).write(write).custom_flags(flags).open(path).map_err(open)?;
         let end = file.metadata().map_err(open)?.len();
         let bytes = self.length.unwrap_or_else(|| end.saturating_sub(self.offset));
         let request = KernelRequest {
