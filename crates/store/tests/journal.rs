@@ -467,3 +467,66 @@ fn what_is_no_journal_is_left_alone() {
     let refused = Journaled::open(read_only, memory(Vec::new()), JournalOptions::default()).err().unwrap();
     assert!(refused.to_string().contains("read-only"), "{refused}");
 }
+
+/// Not even one that begins with zeros, as an image of a disk does.
+#[test]
+fn somebodys_file_of_zeros_is_no_journal_and_stays() {
+    let (directory, path) = file_with(&[7; 3 * B]);
+    let image = directory.path().join("disk.img");
+    let mut with_bytes = vec![0; 1 << 20];
+    with_bytes[64 << 10..].fill(7);
+    for bytes in [with_bytes, vec![0; 1 << 20], vec![0; B + 1]] {
+        fs::write(&image, &bytes).unwrap();
+        let object = Arc::new(FileStore::open_writable(&path).unwrap());
+        let refused = journal::open_file(object, &path, Some(&image), JournalOptions::default()).err();
+        assert!(refused.is_some_and(|e| e.to_string().contains("not a journal of Omnimap")));
+        assert!(fs::read(&image).unwrap() == bytes, "as it was");
+    }
+}
+
+#[test]
+fn a_journal_that_was_torn_when_it_was_made_is_made_anew() {
+    let (directory, path) = file_with(&[7; 3 * B]);
+    let beside = journal::path_for(&path);
+    drop(open_file(&path).unwrap());
+    let store = open_file(&path).unwrap();
+    let header = fs::read(&beside).unwrap();
+    drop(store);
+    assert_eq!((header.len(), &header[..8]), (B, &b"OMNIJRNL"[..]), "before anything is written");
+    for written in [0, 1, 8, 20, 127, 128] {
+        for length in [written, 512, B] {
+            let mut torn = header[..written].to_vec();
+            torn.resize(length.max(written), 0);
+            fs::write(&beside, &torn).unwrap();
+            let store = open_file(&path).unwrap();
+            assert!(fs::read(&beside).unwrap() == header, "{written} bytes of {length}");
+            store.write_at(0, &[1; B]).unwrap();
+            store.sync().unwrap();
+        }
+    }
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "no journal stays");
+}
+
+/// A program that is killed before its first sync leaves slots and no transaction.
+#[test]
+fn a_journal_whose_writer_was_killed_is_known_again() {
+    let (_directory, path) = file_with(&[7; 3 * B]);
+    let beside = journal::path_for(&path);
+    let store = open_file(&path).unwrap();
+    store.write_at(0, &[1; B]).unwrap();
+    let left = fs::read(&beside).unwrap();
+    drop(store);
+    assert!(left[B..2 * B] == [1; B]);
+    fs::write(&beside, left).unwrap();
+    let store = open_file(&path).unwrap();
+    assert_eq!((store.recovered(), all(&store)), (None, vec![7; 3 * B]));
+}
+
+#[test]
+fn an_object_that_cannot_be_written_gets_no_journal() {
+    let (directory, path) = file_with(&[7; 3 * B]);
+    let object = Arc::new(FileStore::open(&path).unwrap());
+    let refused = journal::open_file(object, &path, None, JournalOptions::default()).err().unwrap();
+    assert!(refused.to_string().contains("read-only"), "{refused}");
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+}

@@ -3,7 +3,7 @@
 use std::fs::{File, Metadata};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,8 +11,9 @@ use std::time::Duration;
 use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
 
-use super::journaled::{JournalOptions, Journaled};
-use super::recover::{Found, find};
+use super::journaled::{JournalOptions, Journaled, require_writable};
+use super::record::{HEADER_BYTES, Header, Record, has_magic};
+use super::recover::{Found, find, foreign};
 use crate::{BackingStore, FileStore, Result, StoreError};
 
 /// What the name of a journal ends with.
@@ -46,6 +47,8 @@ pub fn open_file(
     let object_path = object_path.as_ref();
     let path = journal_path.map_or_else(|| path_for(object_path), Path::to_owned);
     let mode = std::fs::metadata(object_path).map_or(0o600, |metadata| metadata.mode() & 0o666);
+    // Else a journal would be left that nobody removes.
+    require_writable(&*object)?;
     let file = JournalFile::open(path, mode)?;
     let mut journaled = Journaled::open(object, file.store()?, options)?;
     journaled.file = Some(file);
@@ -172,6 +175,7 @@ impl JournalFile {
             if !is_at(&metadata, &path) {
                 continue;
             }
+            claim(&file, &path)?;
             // Made durable before it holds anything: a journal that a power cut takes away recovers nothing.
             sync_directory(&path).map_err(failed)?;
             return Ok(JournalFile { path, file, made_in: std::process::id() });
@@ -202,6 +206,30 @@ impl JournalFile {
             let _ = sync_directory(&self.path);
         }
     }
+}
+
+/// Refuses a file that is no journal; sees to it that one that begins has a header for good before it grows. So a longer file
+/// whose magic is zeros is somebody else's.
+fn claim(file: &File, path: &Path) -> Result<()> {
+    let failed = |source| StoreError::Open { name: path.display().to_string(), source };
+    let metadata = file.metadata().map_err(failed)?;
+    if !metadata.is_file() {
+        return Err(foreign(&path.display().to_string()));
+    }
+    let length = metadata.len();
+    let mut block = vec![0; length.min(HEADER_BYTES) as usize];
+    file.read_exact_at(&mut block, 0).map_err(failed)?;
+    let begins = length <= HEADER_BYTES;
+    let record = match Header::decode(&block) {
+        Header::Foreign => return Err(foreign(&path.display().to_string())),
+        Header::Torn if begins => Record { sequence: 0, commit: None },
+        Header::Torn if !has_magic(&block) => return Err(foreign(&path.display().to_string())),
+        // Whoever was killed may have written it and not made it durable.
+        Header::Written(record) if begins => record,
+        // What is unknown is told by who reads it.
+        Header::Torn | Header::Written(_) | Header::Unknown(_) => return Ok(()),
+    };
+    file.write_all_at(&record.encode(), 0).and_then(|()| file.sync_all()).map_err(failed)
 }
 
 /// Whether a file is the one at a path.

@@ -63,6 +63,14 @@ pub struct Journaled {
     pub(super) file: Option<JournalFile>,
 }
 
+pub(super) fn require_writable(store: &dyn BackingStore) -> Result<()> {
+    if store.writability() != Writability::ReadOnly {
+        return Ok(());
+    }
+    let reason = "is read-only, and a journal writes to it".to_owned();
+    Err(StoreError::Unusable { name: store.name().to_owned(), reason })
+}
+
 impl Journaled {
     /// Puts a journal before an object; what the journal has of a committed transaction is brought to the object first.
     ///
@@ -76,14 +84,8 @@ impl Journaled {
         journal: Arc<dyn BackingStore>,
         options: JournalOptions,
     ) -> Result<Journaled> {
-        for store in [&object, &journal] {
-            if store.writability() == Writability::ReadOnly {
-                return Err(StoreError::Unusable {
-                    name: store.name().to_owned(),
-                    reason: "is read-only, and a journal writes to it".to_owned(),
-                });
-            }
-        }
+        require_writable(&*object)?;
+        require_writable(&*journal)?;
         let (sequence, recovered) = recover(&*object, &*journal)?;
         let bytes_max = options.bytes_max.max(JournalOptions::BYTES_MIN);
         let ledger = Mutex::new(Ledger::new(object.len(), sequence, bytes_max));

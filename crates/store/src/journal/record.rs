@@ -118,6 +118,11 @@ impl Header {
     }
 }
 
+/// Whether a header begins as all do that are there for good.
+pub(super) fn has_magic(block: &[u8]) -> bool {
+    block.starts_with(&MAGIC)
+}
+
 /// Which slot has a block of the object, and the checksum of its bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Entry {

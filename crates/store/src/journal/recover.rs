@@ -69,7 +69,7 @@ impl Transaction {
 /// If the journal cannot be read, is no journal, or is one of another format.
 pub fn pending(journal: &dyn BackingStore) -> Result<Option<Pending>> {
     match find(journal)? {
-        Found::Foreign => Err(foreign(journal)),
+        Found::Foreign => Err(foreign(journal.name())),
         Found::Nothing { .. } => Ok(None),
         Found::Transaction(transaction) => Ok(Some(transaction.pending())),
     }
@@ -117,7 +117,7 @@ pub(super) fn recover(
     journal: &dyn BackingStore,
 ) -> Result<(u64, Option<Recovered>)> {
     let transaction = match find(journal)? {
-        Found::Foreign => return Err(foreign(journal)),
+        Found::Foreign => return Err(foreign(journal.name())),
         Found::Nothing { sequence, dead_record } => {
             if dead_record {
                 // Whoever begins again often writes the same bytes to the same slots: those that were missing. Then the
@@ -153,9 +153,9 @@ pub(super) fn mark_empty(journal: &dyn BackingStore, sequence: u64) -> Result<()
     journal.write_at(0, &Record { sequence, commit: None }.encode())
 }
 
-fn foreign(journal: &dyn BackingStore) -> StoreError {
+pub(super) fn foreign(journal: &str) -> StoreError {
     StoreError::Unusable {
-        name: journal.name().to_owned(),
+        name: journal.to_owned(),
         reason: "is not a journal of Omnimap; move it away".to_owned(),
     }
 }
