@@ -187,7 +187,9 @@ impl Asked {
             Ok(made) => made,
             Err(error) => {
                 leaving.unmap()?;
-                return Err(error.into());
+                // Of locks there has been no question yet: there is no memory for a thread.
+                let errno = Errno::from(error);
+                return Err(if errno == Errno::EAGAIN { Errno::ENOMEM } else { errno });
             }
         };
         let mapping = self.mapping(made, Kind::Paged(object.clone()), request.offset, request.sharing);

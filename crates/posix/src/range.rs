@@ -50,24 +50,27 @@ pub(crate) fn addresses_end() -> usize {
         0 => {}
         end => return end,
     }
-    const FLAGS: i32 =
-        libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE;
-    let is_outside = |at: usize| {
-        // SAFETY: replaces nothing.
-        match unsafe { calls::mmap(Address(at), page_bytes(), libc::PROT_NONE, FLAGS, -1, 0) } {
-            Ok(made) => {
-                // SAFETY: made here.
-                let _ = unsafe { calls::munmap(made, page_bytes()) };
-                false
-            }
-            Err(errno) => errno == libc::ENOMEM,
-        }
-    };
-    // The lowest power of two that is not inside; x86-64 keeps the page below it out, too (`TASK_SIZE_MAX`).
+    let is_outside = |at: usize| can_map(at, libc::MAP_FIXED_NOREPLACE) == Err(libc::ENOMEM);
+    // The lowest power of two that is not inside, as this stack is; x86-64 keeps the page below it out, too
+    // (`TASK_SIZE_MAX`).
+    let here = 0_u8;
+    let first = (usize::BITS - (&raw const here).addr().leading_zeros()).max(36);
     let power =
-        (36..usize::BITS - 1).map(|bits| 1 << bits).find(|end| is_outside(*end)).unwrap_or(usize::MAX);
+        (first..usize::BITS - 1).map(|bits| 1 << bits).find(|end| is_outside(*end)).unwrap_or(usize::MAX);
     let is_less = power < usize::MAX && is_outside(power - page_bytes());
     let end = if is_less { power - page_bytes() } else { power };
-    END.store(end, Ordering::Relaxed);
+    // A process that may map no more is told ENOMEM for addresses inside, too: it asks again.
+    if can_map(0, 0).is_ok() {
+        END.store(end, Ordering::Relaxed);
+    }
     end
+}
+
+/// Whether the kernel would map a page, at an address for one; an error number if not.
+fn can_map(at: usize, flags: i32) -> Result<(), i32> {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | flags;
+    // SAFETY: replaces nothing.
+    let made = unsafe { calls::mmap(Address(at), page_bytes(), libc::PROT_NONE, flags, -1, 0) }?;
+    // SAFETY: made here.
+    unsafe { calls::munmap(made, page_bytes()) }
 }

@@ -2,9 +2,12 @@
 
 use omnimap::posix::{Errno, MapFlags, Prot, Source};
 
-use crate::on;
 use crate::probe::{load, load_signal, store, store_signal};
-use crate::subject::{NOTHING, PRIVATE, SHARED, SIGBUS, SIGSEGV, loaded, page, pattern};
+use crate::subject::{
+    NOTHING, PRIVATE, RW, SHARED, SIGBUS, SIGSEGV, free_addresses, limit, limit_addresses, loaded, page,
+    pattern,
+};
+use crate::{on, on_alone};
 
 on!(m01_the_bytes_are_the_objects_from_the_offset_on, [kernel, paged, device], |s| {
     let bytes = pattern(5 * page());
@@ -90,4 +93,18 @@ on!(m18_a_descriptor_that_is_not_open_is_ebadf, [kernel, device], |s| {
     let of = |fd| s.mmap_source(0, page(), Prot::READ, SHARED, Source::Descriptor(fd), 0);
     assert_eq!(of(-1), Err(Errno::EBADF));
     assert_eq!(of(1 << 20), Err(Errno::EBADF));
+});
+
+on_alone!(a_view_is_as_any_other_after_one_that_there_was_no_room_for, [kernel, paged], |s| {
+    let bytes = pattern(4 * page());
+    let object = s.object(&bytes);
+    limit_addresses(0);
+    let refused = s.mmap(free_addresses(4 * page()), 4 * page(), RW, SHARED, Some(&object), 0);
+    limit(libc::RLIMIT_AS, u64::MAX);
+    assert_eq!(refused, Err(Errno::ENOMEM));
+    let start = s.mmap(0, 4 * page(), RW, SHARED, Some(&object), 0).unwrap();
+    assert_eq!(load(start), Ok(bytes[0]));
+    let fixed = s.mmap(free_addresses(page()), page(), RW, SHARED | MapFlags::FIXED, Some(&object), 0);
+    let asked = s.mincore(start, page(), &mut [0]);
+    assert_eq!((fixed.map(drop), asked, s.munmap(start, 4 * page())), (Ok(()), Ok(()), Ok(())));
 });

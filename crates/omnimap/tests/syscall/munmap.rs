@@ -4,7 +4,8 @@ use omnimap::posix::{Errno, MapFlags, Prot};
 
 use crate::probe::{Raised, load, load_signal, store};
 use crate::subject::{
-    NOTHING, PRIVATE, RW, SHARED, SIGSEGV, free_addresses, is_locked, loaded, page, pattern,
+    NOTHING, PRIVATE, RW, SHARED, SIGSEGV, free_addresses, is_locked, limit, limit_addresses, loaded, page,
+    pattern,
 };
 use crate::{on, on_alone};
 
@@ -148,4 +149,19 @@ on_alone!(u03_ten_thousand_rounds_leave_nothing_behind, [kernel, paged, anonymou
     assert!(after[2] <= before[2] + 2, "{} mappings, and {} before", after[2], before[2]);
     assert!(resident_after < resident + 1024, "{resident_after} KiB, and {resident} before");
     assert!(!s.is_paged() || omnimap::posix::AddressSpace::mappings().is_empty());
+});
+
+// The first call that has to know where the addresses end is made where no more can be mapped.
+on_alone!(what_is_mapped_goes_when_there_is_no_room_for_more, [kernel, anonymous], |s| {
+    let mut made = Vec::with_capacity(100_000);
+    limit_addresses(8 << 20);
+    let refused = loop {
+        match s.mmap(0, page(), RW, PRIVATE, NOTHING, 0) {
+            Ok(at) => made.push(at),
+            Err(error) => break error,
+        }
+    };
+    let then = s.munmap(made[made.len() - 1], page());
+    limit(libc::RLIMIT_AS, u64::MAX);
+    assert_eq!((refused, then, s.munmap(made[0], page())), (Errno::ENOMEM, Ok(()), Ok(())));
 });

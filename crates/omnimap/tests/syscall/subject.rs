@@ -484,6 +484,13 @@ pub(crate) fn limit(resource: libc::__rlimit_resource_t, value: u64) {
     assert_eq!(answer, 0, "{}", std::io::Error::last_os_error());
 }
 
+/// Lets this process map no more than so many bytes than it has (RLIMIT_AS).
+pub(crate) fn limit_addresses(more: u64) {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: u64 = statm.split(' ').next().unwrap().parse().unwrap();
+    limit(libc::RLIMIT_AS, pages * page() as u64 + more);
+}
+
 /// Runs `work` in a forked child, and gives what it returns.
 pub(crate) fn forked(work: impl FnOnce() -> u8) -> u8 {
     // SAFETY: the child calls what is async-signal-safe, and ends.
