@@ -163,30 +163,45 @@ fn collapse(range: &Range<usize>) -> Result<()> {
     if made > 0 { Ok(()) } else { Err(Errno::EINVAL) }
 }
 
-/// The object has zeros there: stored as any others, so that they reach the store when those would.
+/// Paged objects have zeros there; what others mapped between them is the kernel's to remove.
 fn remove(range: &Range<usize>) -> Result<()> {
-    static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
-    let (parts, hole) = {
-        let space = space();
-        (space.mappings.parts(range), space.first_hole(range))
+    let parts = space().mappings.parts(range);
+    let mut outcome = Ok(());
+    let mut remove_others = |others: Range<usize>| match kernel(&others, Advice::REMOVE) {
+        // Where there is a hole, it did the rest.
+        Err(Errno::ENOMEM) => {
+            outcome = Err(Errno::ENOMEM);
+            Ok(())
+        }
+        answer => answer,
     };
+    let mut at = range.start;
     for part in &parts {
-        if part.is_locked() {
-            return Err(Errno::EINVAL);
-        }
-        let Some(object) = part.paged() else {
-            kernel(&part.addresses, Advice::REMOVE)?;
-            continue;
-        };
-        if part.paged_shared().is_none() || part.may_not_write() {
-            return Err(Errno::EACCES);
-        }
-        let bytes = part.bytes_inside(object);
-        for at in bytes.clone().step_by(ZEROS.len()) {
-            object.live().bytes.write_at(at, &ZEROS[..(bytes.end - at).min(ZEROS.len() as u64) as usize])?;
-        }
+        remove_others(at..part.addresses.start)?;
+        remove_part(part)?;
+        at = part.addresses.end;
     }
-    if hole.is_some() { Err(Errno::ENOMEM) } else { Ok(()) }
+    remove_others(at..range.end)?;
+    outcome
+}
+
+/// The zeros are stored as any other bytes, so that they reach the store when those would.
+fn remove_part(part: &Mapping) -> Result<()> {
+    static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+    if part.is_locked() {
+        return Err(Errno::EINVAL);
+    }
+    let Some(object) = part.paged() else {
+        return kernel(&part.addresses, Advice::REMOVE);
+    };
+    if part.paged_shared().is_none() || part.may_not_write() {
+        return Err(Errno::EACCES);
+    }
+    let bytes = part.bytes_inside(object);
+    for at in bytes.clone().step_by(ZEROS.len()) {
+        object.live().bytes.write_at(at, &ZEROS[..(bytes.end - at).min(ZEROS.len() as u64) as usize])?;
+    }
+    Ok(())
 }
 
 /// What a child will get, as the advice says, if the kernel took it; where there is a hole it took the rest.

@@ -4,7 +4,9 @@ use omnimap::posix::{Advice, Errno, MapFlags, Prot, posix_madvise};
 
 use crate::on;
 use crate::probe::{load, load_signal, store};
-use crate::subject::{PRIVATE, SHARED, SIGBUS, SIGSEGV, forked, free_addresses, loaded, page, pattern};
+use crate::subject::{
+    PRIVATE, RW, SHARED, SIGBUS, SIGSEGV, forked, free_addresses, loaded, map_as_others, page, pattern,
+};
 
 const HINTS: [Advice; 10] = [
     Advice::NORMAL,
@@ -231,4 +233,23 @@ on!(l06_wipeonfork_is_for_private_anonymous_memory_alone, [kernel, paged, device
     }
     let shared = s.map(page(), SHARED | MapFlags::NORESERVE, None);
     assert_eq!(s.madvise(shared, page(), Advice::WIPEONFORK), Err(Errno::EINVAL));
+});
+
+on!(remove_reaches_what_others_mapped, [kernel, paged], |s| {
+    let object = s.object(&pattern(page()));
+    let start = free_addresses(4 * page());
+    s.mmap(start, page(), RW, SHARED | MapFlags::FIXED, Some(&object), 0).unwrap();
+    map_as_others(start + page(), page(), libc::MAP_SHARED);
+    store(start + page(), 7).unwrap();
+    assert_eq!(s.madvise(start, 2 * page(), Advice::REMOVE), Ok(()));
+    assert_eq!([0, 1].map(|at| load(start + at * page())), [Ok(0); 2]);
+    store(start + page(), 7).unwrap();
+    assert_eq!(
+        s.madvise(start, 3 * page(), Advice::REMOVE),
+        Err(Errno::ENOMEM),
+        "nothing is mapped behind it"
+    );
+    assert_eq!(load(start + page()), Ok(0));
+    map_as_others(start + 2 * page(), page(), libc::MAP_PRIVATE);
+    assert_eq!(s.madvise(start, 3 * page(), Advice::REMOVE), Err(Errno::EINVAL), "private memory");
 });

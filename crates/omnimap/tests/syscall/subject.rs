@@ -491,6 +491,14 @@ pub(crate) fn limit_addresses(more: u64) {
     limit(libc::RLIMIT_AS, pages * page() as u64 + more);
 }
 
+/// Maps zeros behind the library's back, where nothing is.
+pub(crate) fn map_as_others(at: usize, bytes: usize, flags: i32) {
+    let flags = flags | libc::MAP_FIXED_NOREPLACE | libc::MAP_ANONYMOUS;
+    // SAFETY: replaces nothing.
+    let made = unsafe { libc::mmap(at as *mut _, bytes, RW.0, flags, -1, 0) };
+    assert_eq!(made as usize, at);
+}
+
 /// Runs `work` in a forked child, and gives what it returns.
 pub(crate) fn forked(work: impl FnOnce() -> u8) -> u8 {
     // SAFETY: the child calls what is async-signal-safe, and ends.
