@@ -150,6 +150,25 @@ impl Space {
             .any(|at| unsafe { calls::mincore(Address(at), page, &mut [0]) } != Err(libc::ENOMEM))
     }
 
+    /// Where a call came to a mapping that refused it: it is made again for each one of the range, which must do no harm,
+    /// and what is before the first that refuses has been changed.
+    pub(crate) fn done_until(
+        &self,
+        range: &Range<usize>,
+        mut again: impl FnMut(Range<usize>) -> bool,
+    ) -> usize {
+        let mut done = range.start;
+        let known = self.mappings.parts(range).into_iter().map(|part| part.addresses());
+        let ends = known.flat_map(|part| [part.start, part.end]).chain([range.end]);
+        for end in ends {
+            if done < end && !again(done..end) {
+                break;
+            }
+            done = end;
+        }
+        done
+    }
+
     /// The first address of a range that nothing is mapped at, by whomever.
     pub(crate) fn first_hole(&self, range: &Range<usize>) -> Option<usize> {
         let page = crate::range::page_bytes();

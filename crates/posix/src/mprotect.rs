@@ -6,7 +6,7 @@ use std::ops::Range;
 use omnimap_host::Address;
 use omnimap_host::linux::calls;
 
-use crate::address_space::{Space, space};
+use crate::address_space::space;
 use crate::errno::{Errno, Result};
 use crate::flags::Prot;
 use crate::range::{address, range};
@@ -34,32 +34,19 @@ pub unsafe fn mprotect(start: *mut c_void, length: usize, prot: Prot) -> Result<
         .then(|| space.mappings.overlapping(&range).find(|m| m.may_not_write()).map(|m| m.addresses().start))
         .flatten();
     let end = forbidden.map_or(range.end, |start| start.max(range.start));
-    // SAFETY: the caller promised it.
-    let answer = unsafe { calls::mprotect(Address(range.start), end - range.start, prot.0) };
+    let answer = protect(range.start..end, prot);
     let changed = match answer {
         Ok(()) => range.start..end,
-        // Up to the hole.
-        Err(libc::ENOMEM) => range.start..space.first_hole(&(range.start..end)).unwrap_or(range.start),
         Err(libc::EINVAL) => range.start..range.start,
-        // Up to a mapping that refuses.
-        Err(_) => range.start..protected_until(&space, range.start..end, prot),
+        // Up to a hole, a mapping that refuses, or one that would have to be cut.
+        Err(_) => range.start..space.done_until(&(range.start..end), |part| protect(part, prot).is_ok()),
     };
     space.change(&changed, |mapping| mapping.prot = prot);
     answer?;
     if forbidden.is_some() { Err(Errno::EACCES) } else { Ok(()) }
 }
 
-/// Where the first mapping begins that cannot be protected so; those before have been, and are again.
-fn protected_until(space: &Space, range: Range<usize>, prot: Prot) -> usize {
-    let mut done = range.start;
-    let known = space.mappings.parts(&range).into_iter().map(|part| part.addresses());
-    let ends = known.flat_map(|part| [part.start, part.end]).chain([range.end]);
-    for end in ends {
-        // SAFETY: the caller of mprotect promised it.
-        if done < end && unsafe { calls::mprotect(Address(done), end - done, prot.0) }.is_err() {
-            break;
-        }
-        done = end;
-    }
-    done
+fn protect(range: Range<usize>, prot: Prot) -> Result<(), i32> {
+    // SAFETY: the caller of mprotect promised it.
+    unsafe { calls::mprotect(Address(range.start), range.len(), prot.0) }
 }

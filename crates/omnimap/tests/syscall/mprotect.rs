@@ -2,13 +2,13 @@
 
 use std::os::fd::AsRawFd;
 
-use omnimap::posix::{AddressSpace, Errno, MapFlags, Prot, Source};
+use omnimap::posix::{AddressSpace, Errno, MapFlags, Prot, RemapFlags, Source};
 
-use crate::on;
 use crate::probe::{Raised, load, load_signal, store, store_signal};
 use crate::subject::{
     NOTHING, PRIVATE, RW, SHARED, SIGSEGV, free_addresses, loaded, page, pattern, protection,
 };
+use crate::{on, on_alone};
 
 on!(t01_never_more_than_the_object_allows, [kernel, paged, device], |s| {
     let object = s.read_only(&pattern(2 * page()));
@@ -123,4 +123,30 @@ on!(t01_no_access_keeps_the_bytes, [kernel, paged, anonymous, device], |s| {
     let none = s.mmap(0, page(), Prot::NONE, PRIVATE, NOTHING, 0).unwrap();
     s.mprotect(none, page(), RW).unwrap();
     store(none, 1).unwrap();
+});
+
+on_alone!(what_changed_before_there_were_too_many_mappings_stays_changed, [kernel, paged], |s| {
+    let object = s.object(&pattern(8 * page()));
+    let start = free_addresses(8 * page());
+    let fixed = SHARED | MapFlags::FIXED;
+    s.mmap(start, 2 * page(), RW, fixed, Some(&object), 0).unwrap();
+    s.mmap(start + 2 * page(), 4 * page(), RW, fixed, Some(&object), 4 * page() as i64).unwrap();
+    let most: usize = std::fs::read_to_string("/proc/sys/vm/max_map_count").unwrap().trim().parse().unwrap();
+    let base = free_addresses(most * page());
+    let count = (0..most).take_while(|at| {
+        let prot = if at % 2 == 0 { Prot::READ } else { RW };
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+        // SAFETY: replaces nothing.
+        let made = unsafe { libc::mmap((base + at * page()) as *mut _, page(), prot.0, flags, -1, 0) };
+        made != libc::MAP_FAILED
+    });
+    let count = count.count();
+    let answer = s.mprotect(start, 4 * page(), Prot::READ);
+    // SAFETY: made here.
+    assert_eq!(unsafe { libc::munmap(base as *mut _, count * page()) }, 0);
+    assert_eq!(answer, Err(Errno::ENOMEM), "the second would have to be cut");
+    let there = free_addresses(2 * page());
+    let how = RemapFlags::MAYMOVE | RemapFlags::FIXED;
+    assert_eq!(s.mremap(start, 2 * page(), 2 * page(), how, there), Ok(there));
+    assert_eq!(store_signal(there, 1), SIGSEGV);
 });
