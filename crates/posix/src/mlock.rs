@@ -48,7 +48,7 @@ pub fn mlock2(start: *const c_void, length: usize, flags: LockOn) -> Result<()> 
     });
     if answer.is_err() {
         // As far as the kernel went: it locks up to a hole, and what cannot be accessed as well.
-        space.release_unlocked(&range);
+        space.release_unlocked(&range, &parts);
     }
     answer
 }
@@ -102,7 +102,7 @@ pub(crate) fn lock_new(mapping: &Mapping, lock: Lock) -> Result<()> {
     let flags = if lock == Lock::OnFault { LockOn::ONFAULT } else { LockOn::default() };
     // SAFETY: locking changes no byte.
     match unsafe { calls::mlock2(Address(range.start), range.len(), flags.0) } {
-        Err(_) if locked_ranges().iter().any(|locked| locked.contains(&range.start)) => Ok(()),
+        Err(_) if locked_ranges().is_some_and(|all| all.iter().any(|l| l.contains(&range.start))) => Ok(()),
         // Too much (mmap(2)); mlock(2) has another number for it.
         Err(libc::ENOMEM) => Err(Errno::EAGAIN),
         answer => Ok(answer?),
@@ -110,9 +110,17 @@ pub(crate) fn lock_new(mapping: &Mapping, lock: Lock) -> Result<()> {
 }
 
 impl Space {
-    /// Lets go of what the kernel has not locked after all.
-    pub(crate) fn release_unlocked(&mut self, range: &Range<usize>) {
-        let kernel = locked_ranges();
+    /// Lets go of what the kernel has not locked after all; `taken` was not locked before.
+    pub(crate) fn release_unlocked(&mut self, range: &Range<usize>, taken: &[Mapping]) {
+        let Some(kernel) = locked_ranges() else {
+            // Without descriptors nobody knows: what was locked before stays so.
+            for part in taken.iter().map(Mapping::addresses) {
+                // SAFETY: unlocking changes no byte.
+                let _ = unsafe { calls::munlock(Address(part.start), part.len()) };
+                self.change(&part, Mapping::release_lock);
+            }
+            return;
+        };
         self.change(range, |mapping| {
             if mapping.is_locked() && !kernel.iter().any(|locked| locked.contains(&mapping.addresses.start)) {
                 mapping.release_lock();
@@ -153,9 +161,9 @@ pub(crate) fn fetch(parts: &[Mapping]) -> Result<()> {
     Ok(())
 }
 
-/// What the kernel has as locked (`lo` in proc_pid_smaps(5)).
-fn locked_ranges() -> Vec<Range<usize>> {
-    let Ok(smaps) = std::fs::read_to_string("/proc/self/smaps") else { return Vec::new() };
+/// What the kernel has as locked (`lo` in proc_pid_smaps(5)); `None` if it does not tell.
+fn locked_ranges() -> Option<Vec<Range<usize>>> {
+    let smaps = std::fs::read_to_string("/proc/self/smaps").ok()?;
     let mut locked = Vec::new();
     let mut current = None;
     for line in smaps.lines() {
@@ -166,7 +174,7 @@ fn locked_ranges() -> Vec<Range<usize>> {
             current = Some(range);
         }
     }
-    locked
+    Some(locked)
 }
 
 /// `start-end`, as smaps has it.

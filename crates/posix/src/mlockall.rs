@@ -33,7 +33,7 @@ pub fn mlockall(flags: LockAll) -> Result<()> {
     let mut space = space();
     match answer {
         Ok(()) => space.lock_future = flags.contains(LockAll::FUTURE).then_some(flags),
-        Err(_) => space.release_unlocked(&(0..usize::MAX)),
+        Err(_) => space.release_unlocked(&(0..usize::MAX), &parts),
     }
     answer
 }

@@ -221,3 +221,17 @@ on_alone!(l01_limits_come_before_a_range_that_wraps, [kernel, paged, anonymous, 
     assert_eq!(s.mlock(start, length), Err(Errno::EPERM));
     assert_eq!(s.munlock(start, length), Err(Errno::EINVAL));
 });
+
+on_alone!(a_lock_stays_when_another_fails_and_there_are_no_descriptors, [kernel, paged], |s| {
+    let object = s.object(&pattern(4 * page()));
+    let start = s.map(4 * page(), SHARED, Some(&object));
+    s.munmap(start + 3 * page(), page()).unwrap();
+    s.mlock(start, 2 * page()).unwrap();
+    limit(libc::RLIMIT_NOFILE, 0);
+    let answer = s.mlock(start, 4 * page());
+    limit(libc::RLIMIT_NOFILE, 1024);
+    assert_eq!(answer, Err(Errno::ENOMEM));
+    assert!(is_locked(start));
+    object.evict();
+    assert_eq!(s.resident(start, 2 * page()), [true; 2]);
+});
