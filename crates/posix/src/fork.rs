@@ -165,6 +165,8 @@ extern "C" fn in_child() {
     forking.space.lock_future = None;
     for mapping in all {
         let outcome = match Gets::of(&mapping) {
+            // The kernel has left it out, or was told otherwise by others.
+            Gets::Nothing if mapping.paged().is_none() => forking.forget(&mapping),
             Gets::Nothing => forking.remove(&mapping),
             Gets::Zeros => forking.zero(&mapping),
             Gets::Copy => forking.copy(&mapping),
@@ -198,13 +200,9 @@ fn advise(mapping: &Mapping, advice: i32) {
     }
 }
 
-/// Takes the addresses of a mapping where the kernel has left nothing (MADV_DONTFORK).
+/// Takes the addresses of a view where the kernel has left nothing (MADV_DONTFORK).
 fn reserve(mapping: &Mapping) {
-    let is_left_out = match mapping.paged() {
-        Some(_) => !comes_along(mapping),
-        None => mapping.inheritance == Inheritance::None,
-    };
-    if is_left_out {
+    if mapping.paged().is_some() && !comes_along(mapping) {
         let range = mapping.addresses();
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE | libc::MAP_NORESERVE;
         // SAFETY: replaces nothing.
@@ -254,6 +252,11 @@ impl Forking {
         };
         let (_, joining) = joining.iter_mut().find(|(known, _)| *known == cache).expect("just made");
         joining.show(object, &request, start)
+    }
+
+    fn forget(&mut self, mapping: &Mapping) -> Result<()> {
+        self.space.mappings.cut(mapping.addresses());
+        Ok(())
     }
 
     fn remove(&mut self, mapping: &Mapping) -> Result<()> {

@@ -204,7 +204,7 @@ fn remove_part(part: &Mapping) -> Result<()> {
     Ok(())
 }
 
-/// What a child will get, as the advice says, if the kernel took it; where there is a hole it took the rest.
+/// What a child will get, as the advice says, as far as the kernel took it; where there is a hole it took the rest.
 fn note_inheritance(range: &Range<usize>, advice: Advice, answer: Result<()>) -> Result<()> {
     // What it becomes, and whether of what it is: the kernel keeps both advices, and what is left out is not wiped.
     type Is = fn(Inheritance) -> bool;
@@ -215,18 +215,25 @@ fn note_inheritance(range: &Range<usize>, advice: Advice, answer: Result<()>) ->
         Advice::KEEPONFORK => (Inheritance::Natural, |is| is == Inheritance::Zero),
         _ => return answer,
     };
-    if matches!(answer, Ok(()) | Err(Errno::ENOMEM)) {
-        space().change(range, |mapping| {
-            if of(mapping.inheritance) {
-                mapping.inheritance = inheritance;
-            }
-        });
-    }
+    let mut space = space();
+    let took = |answer| matches!(answer, Ok(()) | Err(Errno::ENOMEM));
+    let end = if took(answer) {
+        range.end
+    } else {
+        // What it refuses it refuses for one mapping, and those before that have changed.
+        let is_forks = matches!(advice, Advice::DONTFORK | Advice::DOFORK);
+        space.done_until(range, |part| is_forks && space.has_paged(&part) || took(kernel(&part, advice)))
+    };
+    space.change(&(range.start..end), |mapping| {
+        if of(mapping.inheritance) {
+            mapping.inheritance = inheritance;
+        }
+    });
     answer
 }
 
 impl Space {
-    /// Passes an advice to the kernel for all of a range that is no view of a paged object.
+    /// Passes an advice to the kernel for all of a range that is no view of a paged object, up to what it refuses.
     fn others(&self, range: &Range<usize>, advice: Advice) -> Result<()> {
         let mut outcome = Ok(());
         let mut at = range.start;
@@ -239,7 +246,11 @@ impl Space {
             .collect();
         for view in views.into_iter().chain(std::iter::once(range.end..range.end)) {
             if at < view.start {
-                outcome = outcome.and(kernel(&(at..view.start), advice));
+                match kernel(&(at..view.start), advice) {
+                    // A hole: the rest is done.
+                    Err(Errno::ENOMEM) => outcome = Err(Errno::ENOMEM),
+                    answer => answer?,
+                }
             }
             at = view.end;
         }

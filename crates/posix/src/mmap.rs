@@ -92,8 +92,11 @@ const KNOWN: MapFlags = MapFlags(
         | libc::MAP_HUGE_1GB,
 );
 
-/// Bytes of shared anonymous memory that have got numbers; in whole pages, with some between two objects.
-static NUMBERED: AtomicU64 = AtomicU64::new(0);
+/// Numbers for bytes of shared anonymous memory that no others have, with some between two objects.
+pub(crate) fn number(length: usize) -> u64 {
+    static NUMBERED: AtomicU64 = AtomicU64::new(0);
+    NUMBERED.fetch_add(2 * whole_pages(length).unwrap_or(0) as u64, Ordering::Relaxed)
+}
 
 /// The arguments.
 struct Asked {
@@ -150,9 +153,7 @@ impl Asked {
         let sharing = self.sharing().unwrap_or(Sharing::Private);
         let offset = match (fd, sharing) {
             (Some(_), _) => self.offset as u64,
-            (None, Sharing::Shared) => {
-                NUMBERED.fetch_add(2 * whole_pages(self.length).unwrap_or(0) as u64, Ordering::Relaxed)
-            }
+            (None, Sharing::Shared) => number(self.length),
             (None, Sharing::Private) => 0,
         };
         let lock = self.lock(space.lock_future);

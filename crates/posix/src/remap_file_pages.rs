@@ -7,9 +7,9 @@ use omnimap_host::linux::calls;
 
 use crate::address_space::space;
 use crate::errno::{Errno, Result};
-use crate::flags::{MapFlags, Prot};
-use crate::mapping::Mapping;
-use crate::mmap::{Source, mmap};
+use crate::flags::{Advice, MapFlags, Prot};
+use crate::mapping::{Inheritance, Kind, Mapping};
+use crate::mmap::{Source, mmap, number};
 use crate::range::{address, page_bytes, pointer, range};
 
 /// Shows other pages of the same object in a part of a shared mapping: `length` bytes from page `page` on
@@ -32,10 +32,20 @@ pub unsafe fn remap_file_pages(
     let first = address(start).0 - address(start).0 % page_bytes();
     let asked = range(first, length - length % page_bytes(), Errno::EINVAL)?;
     let parts = {
-        let space = space();
+        let mut space = space();
         if !space.has_paged(&asked) {
             // SAFETY: the caller promised it.
-            return Ok(unsafe { calls::remap_file_pages(address(start), length, prot, page, flags.0) }?);
+            unsafe { calls::remap_file_pages(address(start), length, prot, page, flags.0) }?;
+            // A new mapping to the kernel, with nothing of what the old one was advised.
+            space.change(&asked, |mapping| {
+                mapping.inheritance = Inheritance::Natural;
+                mapping.advice = Advice::NORMAL;
+                mapping.offset = match mapping.kind {
+                    Kind::Anonymous => number(mapping.addresses.len()),
+                    _ => (page * page_bytes() + mapping.addresses.start - asked.start) as u64,
+                };
+            });
+            return Ok(());
         }
         space.mappings.parts(&asked)
     };

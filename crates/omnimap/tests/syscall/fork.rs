@@ -512,3 +512,12 @@ on_alone!(l05_locks_of_the_future_are_not_inherited, [kernel, anonymous], |s| {
     .succeeds();
     s.munlockall().unwrap();
 });
+
+on!(a_child_gets_what_the_kernel_was_told_to_give_it, [kernel, anonymous, device], |s| {
+    let (_thing, start) = s.memory(&pattern(page()), PRIVATE);
+    store(start, 7).unwrap();
+    s.madvise(start, page(), Advice::DONTFORK).unwrap();
+    // SAFETY: about children alone.
+    assert_eq!(unsafe { libc::madvise(start as *mut _, page(), libc::MADV_DOFORK) }, 0);
+    fork(|| assert_eq!(load(start), Ok(7))).succeeds();
+});

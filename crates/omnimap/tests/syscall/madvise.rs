@@ -1,11 +1,12 @@
 //! madvise(2), posix_madvise(3): advice.
 
-use omnimap::posix::{Advice, Errno, MapFlags, Prot, posix_madvise};
+use omnimap::posix::{AddressSpace, Advice, Errno, Inheritance, MapFlags, Prot, posix_madvise};
 
 use crate::on;
 use crate::probe::{load, load_signal, store};
 use crate::subject::{
-    PRIVATE, RW, SHARED, SIGBUS, SIGSEGV, forked, free_addresses, loaded, map_as_others, page, pattern,
+    Column, NOTHING, PRIVATE, RW, SHARED, SIGBUS, SIGSEGV, forked, free_addresses, loaded, map_as_others,
+    page, pattern,
 };
 
 const HINTS: [Advice; 10] = [
@@ -252,4 +253,19 @@ on!(remove_reaches_what_others_mapped, [kernel, paged], |s| {
     assert_eq!(load(start + page()), Ok(0));
     map_as_others(start + 2 * page(), page(), libc::MAP_PRIVATE);
     assert_eq!(s.madvise(start, 3 * page(), Advice::REMOVE), Err(Errno::EINVAL), "private memory");
+});
+
+on!(advice_about_children_counts_up_to_the_mapping_that_refuses_it, [kernel, anonymous], |s| {
+    let start = free_addresses(3 * page());
+    for (at, flags) in [(0, PRIVATE), (1, SHARED), (2, PRIVATE)] {
+        s.mmap(start + at * page(), page(), RW, flags | MapFlags::FIXED, NOTHING, 0).unwrap();
+        store(start + at * page(), 7).unwrap();
+    }
+    assert_eq!(s.madvise(start, 3 * page(), Advice::WIPEONFORK), Err(Errno::EINVAL));
+    let seen = [0, 1, 2].map(|at| forked(|| load(start + at * page()).unwrap_or(99)));
+    assert_eq!(seen, [0, 7, 7]);
+    if s.column == Column::Anonymous {
+        let noted = [0, 1, 2].map(|at| AddressSpace::at(start + at * page()).unwrap().inheritance());
+        assert_eq!(noted, [Inheritance::Zero, Inheritance::Natural, Inheritance::Natural]);
+    }
 });

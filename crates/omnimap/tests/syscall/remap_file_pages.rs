@@ -1,10 +1,11 @@
 //! remap_file_pages(2): other pages of the same object.
 
-use omnimap::posix::{Errno, Prot};
+use omnimap::posix::{Advice, Errno, Prot};
 
+use crate::child::fork;
 use crate::on;
-use crate::probe::{load, store};
-use crate::subject::{PRIVATE, SHARED, free_addresses, loaded, page, pattern};
+use crate::probe::{load, load_signal, store};
+use crate::subject::{PRIVATE, SHARED, SIGSEGV, free_addresses, loaded, page, pattern};
 
 on!(r02_other_pages_of_the_object_in_a_shared_mapping, [kernel, paged, device], |s| {
     let bytes = pattern(8 * page());
@@ -39,4 +40,17 @@ on!(r02_bad_arguments, [kernel, paged, device], |s| {
     let read = s.mmap(0, 4 * page(), Prot::READ, SHARED, Some(&read_only), 0).unwrap();
     assert_eq!(s.remap_file_pages(read, page(), 0, 1), Err(Errno::EINVAL), "opened to be read");
     assert_eq!(loaded(shared, 4 * page()), bytes);
+});
+
+on!(a_child_gets_what_was_remapped_of_what_it_was_not_to_get, [kernel, paged, device], |s| {
+    let bytes = pattern(4 * page());
+    let object = s.object(&bytes);
+    let start = s.map(2 * page(), SHARED, Some(&object));
+    s.madvise(start, 2 * page(), Advice::DONTFORK).unwrap();
+    s.remap_file_pages(start, page(), 0, 3).unwrap();
+    fork(|| {
+        assert_eq!(load(start), Ok(bytes[3 * page()]));
+        assert_eq!(load_signal(start + page()), SIGSEGV);
+    })
+    .succeeds();
 });
