@@ -309,7 +309,8 @@ impl Asked {
             addresses: made.0..made.0 + length,
             kind,
             offset,
-            prot: self.prot,
+            // mmap(2) takes any other bits, and mprotect(2) does not.
+            prot: Prot(self.prot.0 & (Prot::READ | Prot::WRITE | Prot::EXEC).0),
             sharing,
             inheritance: Inheritance::Natural,
             lock: Lock::No,

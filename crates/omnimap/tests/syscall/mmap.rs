@@ -1,7 +1,8 @@
 //! mmap(2): creating a mapping.
 
-use omnimap::posix::{Errno, MapFlags, Prot, Source};
+use omnimap::posix::{Errno, Inheritance, MapFlags, Prot, RemapFlags, Source};
 
+use crate::child::fork;
 use crate::probe::{load, load_signal, store, store_signal};
 use crate::subject::{
     NOTHING, PRIVATE, RW, SHARED, SIGBUS, SIGSEGV, free_addresses, limit, limit_addresses, loaded, page,
@@ -107,4 +108,18 @@ on_alone!(a_view_is_as_any_other_after_one_that_there_was_no_room_for, [kernel, 
     let fixed = s.mmap(free_addresses(page()), page(), RW, SHARED | MapFlags::FIXED, Some(&object), 0);
     let asked = s.mincore(start, page(), &mut [0]);
     assert_eq!((fixed.map(drop), asked, s.munmap(start, 4 * page())), (Ok(()), Ok(()), Ok(())));
+});
+
+on!(bits_that_are_no_protection_are_ignored_by_what_comes_later_too, [kernel, paged, anonymous], |s| {
+    let (thing, _) = s.memory(&pattern(2 * page()), SHARED);
+    for flags in [SHARED, PRIVATE] {
+        let start = s.mmap(0, 2 * page(), Prot(RW.0 | 0x100), flags, thing.as_ref(), 0).unwrap();
+        store(start, 5).unwrap();
+        let there = free_addresses(2 * page());
+        let how = RemapFlags::MAYMOVE | RemapFlags::FIXED;
+        assert_eq!(s.mremap(start, 2 * page(), 2 * page(), how, there), Ok(there));
+        assert_eq!(load(there), Ok(5));
+        s.minherit(there, 2 * page(), Inheritance::Copy);
+        fork(|| assert_eq!(load(there), Ok(5))).succeeds();
+    }
 });
