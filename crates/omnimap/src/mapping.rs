@@ -7,7 +7,7 @@ use std::path::Path;
 use omnimap_core::{Error, MappedView, Pattern, PinGuard, Prefetch, Result, Stats};
 
 use crate::MapOptions;
-use crate::residency::{Residency, lock, residency, unlock};
+use crate::residency::{Residency, lock, residency, split_off, unlock};
 
 /// An object, or a part of it, as a read-only slice.
 ///
@@ -143,7 +143,7 @@ impl Mapping {
     /// # Errors
     /// [`Error::OutOfRange`]; [`Error::Host`] if there are no addresses; nothing has changed then.
     pub fn split_off(&mut self, at: u64) -> Result<Mapping> {
-        Ok(Mapping { view: self.view.split_off(at)? })
+        Ok(Mapping { view: split_off(&mut self.view, at)? })
     }
 
     /// Figures of the object since it was mapped.

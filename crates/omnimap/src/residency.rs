@@ -50,6 +50,19 @@ pub(crate) fn unlock(view: &MappedView, range: Range<u64>) -> Result<()> {
     of_addresses(view, &range, linux::unlock)
 }
 
+/// Makes two of one; the kernel does not count what was locked of the rest any more, whose addresses stay.
+pub(crate) fn split_off(view: &mut MappedView, at: u64) -> Result<MappedView> {
+    let length = view.len();
+    let rest = view.split_off(at)?;
+    if let Some(first) = view.address() {
+        let page = view.cache().page_bytes() as usize;
+        let [start, end] = [at, length].map(|at| (first.0 + at as usize).next_multiple_of(page));
+        // Of no consequence but for the limit, if there cannot be one mapping more.
+        let _ = linux::unlock(Address(start), end - start);
+    }
+    Ok(rest)
+}
+
 /// Calls `work` with the addresses of a range, in whole pages.
 fn of_addresses(
     view: &MappedView,

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
 use omnimap_core::{Error, MappedView, Prefetch, Result, Stats};
 
 use crate::mapping::{advise, length_of};
-use crate::residency::{Residency, lock, residency, unlock};
+use crate::residency::{Residency, lock, residency, split_off, unlock};
 use crate::{Advice, MapOptions, Mapping};
 
 /// How long [`MappingMut::sync_range`] and [`SharedMapping::sync_range`] take (msync(2)).
@@ -300,7 +300,7 @@ impl SharedMapping {
     /// # Errors
     /// As [`Mapping::split_off`].
     pub fn split_off(&mut self, at: u64) -> Result<SharedMapping> {
-        Ok(SharedMapping { view: self.view.split_off(at)? })
+        Ok(SharedMapping { view: split_off(&mut self.view, at)? })
     }
 
     /// Length in bytes, of what the object has of the mapping now.
