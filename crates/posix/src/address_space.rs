@@ -1,17 +1,17 @@
 //! All mappings that were made through these calls, by address.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use omnimap_core::{AddressMap, GivenUp, Span};
-use omnimap_host::Address;
 use omnimap_host::linux::calls;
+use omnimap_host::{Address, Place};
 
 use crate::errno::Result;
 use crate::family::SyncKind;
 use crate::flags::{LockAll, Prot};
 use crate::mapping::Mapping;
-use crate::object::Object;
+use crate::mremap::place;
 
 /// The mappings of this process that were made through these calls.
 pub struct AddressSpace;
@@ -72,14 +72,12 @@ impl Space {
 
     /// Forgets what was in a range that is about to be unmapped or replaced; the engine serves no faults there any more.
     pub(crate) fn give_up(&mut self, range: &Range<usize>) -> Leaving {
-        let mut leaving = Leaving { range: range.clone(), ..Leaving::nothing() };
-        for mut gone in self.mappings.cut(range.clone()) {
-            gone.release_lock();
-            let Some(object) = gone.paged() else { continue };
-            if !object.is_served_here() {
-                leaving.stored.extend(gone.stored().map(|bytes| (object.clone(), bytes)));
+        let mut leaving = Leaving::nothing();
+        for gone in self.mappings.cut(range.clone()) {
+            if let Some(object) = gone.paged() {
+                leaving.parts.push(object.live().cache.give_up(gone.addresses()));
             }
-            leaving.parts.push(object.live().cache.give_up(gone.addresses()));
+            leaving.mappings.push(gone);
         }
         leaving
     }
@@ -191,32 +189,30 @@ impl Space {
 /// Addresses of which the engine has let go, until nothing is mapped there any more.
 #[must_use]
 pub(crate) struct Leaving {
-    range: Range<usize>,
+    mappings: Vec<Mapping>,
     parts: Vec<GivenUp>,
-    /// What may have been stored through it, of objects that another process serves.
-    stored: Vec<(Arc<Object>, Range<u64>)>,
 }
 
 impl Leaving {
     pub(crate) fn nothing() -> Leaving {
-        Leaving { range: 0..0, parts: Vec::new(), stored: Vec::new() }
-    }
-
-    /// Whether the engine had something there.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.parts.is_empty()
+        Leaving { mappings: Vec::new(), parts: Vec::new() }
     }
 
     /// What was there is unmapped or replaced. Not to be called with the space locked: it may wait for stores.
     ///
     /// A store that does not take what it is given is told about by the next sync of its object.
     #[allow(clippy::wrong_self_convention, reason = "it is told, and not asked")]
-    pub(crate) fn is_gone(self) {
+    pub(crate) fn is_gone(mut self) {
+        self.mappings.iter_mut().for_each(Mapping::release_lock);
         for part in self.parts {
             let _told_by_the_next_sync = part.is_unmapped();
         }
-        for (object, bytes) in self.stored {
-            let _told_by_the_next_sync = object.sync_range(bytes, SyncKind::Write);
+        for mapping in self.mappings {
+            // What may have been stored through it, of an object that another process serves.
+            let object = mapping.paged().filter(|object| !object.is_served_here());
+            if let Some((object, bytes)) = object.zip(mapping.stored()) {
+                let _told_by_the_next_sync = object.sync_range(bytes, SyncKind::Write);
+            }
         }
     }
 
@@ -225,13 +221,26 @@ impl Leaving {
         self.parts.iter().try_for_each(|part| Ok(part.may_be_moved()?))
     }
 
-    /// The call that was to replace it failed, and the kernel may or may not have unmapped it: nothing stays.
-    pub(crate) fn unmap(self) -> Result<()> {
-        if !self.is_empty() {
-            // SAFETY: the caller was about to replace the range.
-            unsafe { calls::munmap(Address(self.range.start), self.range.len()) }?;
+    /// The kernel has refused to unmap or replace it: what is there still is served again. What the kernel did unmap is
+    /// gone; and threads that wait for a page go on when they are told that all is.
+    pub(crate) fn stays(&mut self, space: &mut Space) {
+        for mut mapping in std::mem::take(&mut self.mappings) {
+            let range = mapping.addresses();
+            let is_there = space.first_hole(&range).is_none();
+            let is_served = match mapping.paged().filter(|object| object.is_served_here()) {
+                // SAFETY: nobody has unmapped it.
+                Some(object) if is_there => {
+                    place(object, &mapping, unsafe { Place::there(Address(range.start)) }).is_ok()
+                }
+                _ => is_there,
+            };
+            if is_served {
+                space.insert(mapping);
+            } else if mapping.paged().is_some() {
+                mapping.release_lock();
+                // SAFETY: the caller was about to unmap it.
+                let _ = unsafe { calls::munmap(Address(range.start), range.len()) };
+            }
         }
-        self.is_gone();
-        Ok(())
     }
 }

@@ -132,7 +132,7 @@ impl Asked {
         let flags = if over_paged { self.flags.without(MapFlags::FIXED) } else { self.flags };
         let made = self.call(fd, flags)?;
         let (made, leaving) = if over_paged {
-            let leaving = space.give_up(&range);
+            let mut leaving = space.give_up(&range);
             let how = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
             // SAFETY: nobody knows the new mapping yet; the caller answers for what is replaced.
             match unsafe { calls::mremap(made, range.len(), range.len(), how, self.address) } {
@@ -140,7 +140,9 @@ impl Asked {
                 Err(error) => {
                     // SAFETY: made here, and not known to anybody.
                     let _ = unsafe { calls::munmap(made, range.len()) };
-                    leaving.unmap()?;
+                    leaving.stays(&mut space);
+                    drop(space);
+                    leaving.is_gone();
                     return Err(error.into());
                 }
             }
@@ -177,7 +179,7 @@ impl Asked {
         let request = self.request(object, lock)?;
         object.check_served_here()?;
         let length = request.length as usize;
-        let leaving = if self.is_fixed() {
+        let mut leaving = if self.is_fixed() {
             space.give_up(&(self.address.0..self.address.0.saturating_add(length)))
         } else {
             Leaving::nothing()
@@ -187,7 +189,9 @@ impl Asked {
         let made = match placed {
             Ok(made) => made,
             Err(error) => {
-                leaving.unmap()?;
+                leaving.stays(&mut space);
+                drop(space);
+                leaving.is_gone();
                 // Of locks there has been no question yet: there is no memory for a thread.
                 let errno = Errno::from(error);
                 return Err(if errno == Errno::EAGAIN { Errno::ENOMEM } else { errno });

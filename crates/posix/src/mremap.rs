@@ -138,13 +138,14 @@ impl Kernel {
             unsafe { calls::munmap(aside, bytes) }?;
             return Err(error);
         }
-        let leaving = space.give_up(&(self.new.0..self.new.0 + bytes));
+        let mut leaving = space.give_up(&(self.new.0..self.new.0 + bytes));
         let how = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
         // SAFETY: what was moved aside is known to nobody; the caller answers for what is replaced.
         match unsafe { calls::mremap(aside, bytes, bytes, how, self.new) } {
             Ok(made) => Ok((made, leaving)),
             Err(error) => {
-                leaving.unmap()?;
+                leaving.stays(space);
+                leaving.is_gone();
                 Err(error.into())
             }
         }
@@ -315,12 +316,13 @@ impl Paged {
 
     /// Shows the same pages at the new addresses.
     fn show(&self, space: &mut Space, object: &Arc<Object>, mapping: &Mapping) -> Result<Remapped> {
-        let (place_there, replaced) = self.target(space);
+        let (place_there, mut replaced) = self.target(space);
         let mut moved = Mapping { addresses: 0..self.bytes, lock: Lock::No, ..mapping.clone() };
         match place(object, &moved, place_there) {
             Ok(made) => moved.addresses = made.0..made.0 + self.bytes,
             Err(error) => {
-                replaced.unmap()?;
+                replaced.stays(space);
+                replaced.is_gone();
                 return Err(error);
             }
         }
@@ -342,7 +344,7 @@ impl Paged {
     /// Moves a private view with the pages that it has copied: nothing may be accessed while the engine does not serve it.
     fn move_pages(&self, space: &mut Space, object: &Arc<Object>, mapping: &Mapping) -> Result<Remapped> {
         mapping.protect(Prot::NONE)?;
-        let (_, replaced) = self.target(space);
+        let (_, mut replaced) = self.target(space);
         let hint = if self.flags.contains(RemapFlags::FIXED) { self.new } else { Address(0) };
         let fixed = if self.flags.contains(RemapFlags::FIXED) { libc::MAP_FIXED } else { 0 };
         let reserve = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | fixed;
@@ -351,8 +353,9 @@ impl Paged {
         let new = match reserved {
             Ok(new) => new,
             Err(error) => {
+                replaced.stays(space);
+                replaced.is_gone();
                 mapping.protect(mapping.prot)?;
-                replaced.unmap()?;
                 return Err(error.into());
             }
         };
@@ -370,6 +373,8 @@ impl Paged {
             // SAFETY: the view is where it was, with no access.
             place(object, mapping, unsafe { Place::there(Address(old)) })?;
             space.insert(Mapping { lock: Lock::No, ..mapping.clone() });
+            replaced.is_gone();
+            left.is_gone();
             return Err(error);
         }
         // SAFETY: just moved there, with no access.
@@ -438,7 +443,7 @@ fn move_exactly(old: Range<usize>, how: RemapFlags, new: Address) -> Result<()> 
 }
 
 /// Makes a view as a mapping says, at a place.
-fn place(object: &Arc<Object>, mapping: &Mapping, at: Place) -> Result<Address> {
+pub(crate) fn place(object: &Arc<Object>, mapping: &Mapping, at: Place) -> Result<Address> {
     let request = ViewRequest {
         offset: mapping.offset,
         length: mapping.addresses.len() as u64,
@@ -461,8 +466,12 @@ fn unmap(space: &mut Space, range: &Range<usize>) -> Result<Leaving> {
         return Err(Errno::EINVAL);
     }
     space.cut_views(range)?;
-    let leaving = space.give_up(range);
+    let mut leaving = space.give_up(range);
     // SAFETY: the caller of mremap promised that it is not used.
-    unsafe { calls::munmap(Address(range.start), range.len()) }?;
+    if let Err(error) = unsafe { calls::munmap(Address(range.start), range.len()) } {
+        leaving.stays(space);
+        leaving.is_gone();
+        return Err(error.into());
+    }
     Ok(leaving)
 }

@@ -31,22 +31,17 @@ pub unsafe fn munmap(start: *mut c_void, length: usize) -> Result<()> {
     if range.is_empty() || range.end > addresses_end() {
         return Err(Errno::EINVAL);
     }
-    let leaving = {
-        let mut space = space();
-        if !space.has_paged(&range) {
-            // SAFETY: the caller promised it.
-            unsafe { calls::munmap(Address(range.start), range.len()) }?;
-            space.give_up(&range)
-        } else {
-            // The kernel refuses a range in the middle of a mapping when there are too many: then nothing must have changed.
-            // Taking all access away cuts it in the same way, and can be taken back.
-            space.cut_views(&range)?;
-            let leaving = space.give_up(&range);
-            // SAFETY: the caller promised it.
-            unsafe { calls::munmap(Address(range.start), range.len()) }?;
-            leaving
-        }
-    };
+    let mut space = space();
+    // The kernel refuses a range in the middle of a mapping when there are too many: then nothing must have changed.
+    // Taking all access away cuts it in the same way, and can be taken back.
+    space.cut_views(&range)?;
+    let mut leaving = space.give_up(&range);
+    // SAFETY: the caller promised it.
+    let answer = unsafe { calls::munmap(Address(range.start), range.len()) };
+    if answer.is_err() {
+        leaving.stays(&mut space);
+    }
+    drop(space);
     leaving.is_gone();
-    Ok(())
+    Ok(answer?)
 }

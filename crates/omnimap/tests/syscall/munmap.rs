@@ -4,8 +4,8 @@ use omnimap::posix::{Errno, MapFlags, Prot};
 
 use crate::probe::{Raised, load, load_signal, store};
 use crate::subject::{
-    NOTHING, PRIVATE, RW, SHARED, SIGSEGV, free_addresses, is_locked, limit, limit_addresses, loaded, page,
-    pattern,
+    NOTHING, PRIVATE, RW, SHARED, SIGSEGV, Subject, free_addresses, is_locked, limit, limit_addresses,
+    loaded, map_as_others, page, pattern,
 };
 use crate::{on, on_alone};
 
@@ -164,4 +164,40 @@ on_alone!(what_is_mapped_goes_when_there_is_no_room_for_more, [kernel, anonymous
     let then = s.munmap(made[made.len() - 1], page());
     limit(libc::RLIMIT_AS, u64::MAX);
     assert_eq!((refused, then, s.munmap(made[0], page())), (Errno::ENOMEM, Ok(()), Ok(())));
+});
+
+/// A view, and behind it what the kernel does not unmap (mseal(2), Linux 6.10).
+fn beside_what_is_sealed(s: &Subject, bytes: &[u8]) -> usize {
+    let object = s.object(bytes);
+    let start = free_addresses(bytes.len() + page());
+    s.mmap(start, bytes.len(), RW, SHARED | MapFlags::FIXED, Some(&object), 0).unwrap();
+    map_as_others(start + bytes.len(), page(), libc::MAP_PRIVATE);
+    // SAFETY: of a mapping of the test's own.
+    let sealed = unsafe { libc::syscall(462, start + bytes.len(), page(), 0) };
+    assert_eq!(sealed, 0, "{}", std::io::Error::last_os_error());
+    store(start, 9).unwrap();
+    start
+}
+
+on!(what_the_kernel_does_not_unmap_stays_as_it_was, [kernel, paged], |s| {
+    let bytes = pattern(3 * page());
+    let start = beside_what_is_sealed(s, &bytes);
+    s.mlock(start, page()).unwrap();
+    assert_eq!(s.munmap(start, 4 * page()), Err(Errno::EPERM));
+    assert_eq!(s.munmap(start + page(), 3 * page()), Err(Errno::EPERM));
+    let made = s.mmap(start, 4 * page(), RW, PRIVATE | MapFlags::FIXED, NOTHING, 0);
+    assert_eq!(made, Err(Errno::EPERM));
+    assert_eq!([0, 2].map(|at| load(start + at * page())), [9, bytes[2 * page()]].map(Ok));
+    assert!(is_locked(start));
+    store(start + page(), 8).unwrap();
+    s.munmap(start, 3 * page()).unwrap();
+});
+
+on!(a_view_that_the_kernel_does_not_make_replaces_nothing, [kernel, paged], |s| {
+    let bytes = pattern(3 * page());
+    let start = beside_what_is_sealed(s, &bytes);
+    let other = s.object(&pattern(4 * page()));
+    let made = s.mmap(start, 4 * page(), RW, SHARED | MapFlags::FIXED, Some(&other), 0);
+    assert_eq!(made, Err(Errno::EPERM));
+    assert_eq!([0, 2].map(|at| load(start + at * page())), [9, bytes[2 * page()]].map(Ok));
 });
