@@ -156,22 +156,27 @@ impl MappedView {
     /// As [`set_object_len`](Self::set_object_len); the mapping goes to the object's new end, perhaps at another address.
     ///
     /// # Errors
-    /// As there; and if the machine has no address range for it.
+    /// As there; and if the machine has no address range for it. Nothing has changed then.
     pub fn resize(&mut self, length: u64) -> Result<()> {
-        self.set_object_len(length)?;
         let wanted = length.saturating_sub(self.offset);
-        if wanted > self.length {
-            let pages = self.object.cache.page.pages_of(self.offset..self.offset + wanted);
-            let mut location = Location::default();
-            let new =
-                self.cache.place(&self.object, pages, self.offset, wanted, &self.reader, &mut location)?;
-            self.length = wanted;
-            if let Some(old) = self.view.replace(new) {
-                self.object.cache.take_out(&*old);
-                self.leave(old);
-            }
-            self.location = location;
+        if wanted <= self.length {
+            return self.set_object_len(length);
         }
+        self.check_writable()?;
+        // The addresses first: a view may reach beyond the end, and nothing may change without them.
+        let pages = self.object.cache.page.pages_of(self.offset..self.offset + wanted);
+        let mut location = Location::default();
+        let new = self.cache.place(&self.object, pages, self.offset, wanted, &self.reader, &mut location)?;
+        if let Err(error) = self.set_object_len(length) {
+            self.object.cache.take_out(&*new);
+            return Err(error);
+        }
+        self.length = wanted;
+        if let Some(old) = self.view.replace(new) {
+            self.object.cache.take_out(&*old);
+            self.leave(old);
+        }
+        self.location = location;
         Ok(())
     }
 

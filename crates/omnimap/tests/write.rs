@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use omnimap::store::{Counting, FileStore, MemoryStore};
+use omnimap::store::{Counting, Decorator, FileStore, MemoryStore};
 use omnimap::{Advice, BackingStore, Cache, Error, MapOptions, MappingMut, SyncMode};
 use omnimap_testkit::{Prng, in_child, pattern, pattern_store, skip_without_mappings, within};
 
@@ -412,4 +412,35 @@ fn nothing_is_begun_in_the_background_for_pages_that_only_a_sync_may_write() {
     assert_eq!(writers(), 0, "there is nothing to do for them");
     mapping.sync().unwrap();
     assert!(writers() > 0, "and now there was");
+}
+
+/// Takes any length.
+struct Endless(MemoryStore, AtomicU64);
+
+impl Decorator for Endless {
+    fn inner(&self) -> &dyn BackingStore {
+        &self.0
+    }
+
+    fn set_len(&self, length: u64) -> omnimap::store::Result<()> {
+        self.1.store(length, Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+#[test]
+fn what_there_are_no_addresses_for_does_not_grow() {
+    if skip_without_mappings() {
+        return;
+    }
+    within(LIMIT, || {
+        let store =
+            Arc::new(Endless(MemoryStore::writable("sevens", vec![7; 10_000]), AtomicU64::new(10_000)));
+        let mut mapping = MapOptions::new().map_mut(store.clone()).unwrap();
+        mapping[9_999] = 8;
+        let error = mapping.resize(1 << 60).unwrap_err();
+        assert!(matches!(error, Error::Host { .. }), "{error}");
+        assert_eq!((store.1.load(Ordering::SeqCst), mapping.len()), (10_000, 10_000));
+        assert_eq!((mapping[0], mapping[9_999]), (7, 8));
+    });
 }
