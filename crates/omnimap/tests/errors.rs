@@ -447,3 +447,17 @@ fn e4_a_store_that_gives_other_bytes_the_second_time_is_caught() {
         read(&mapping, 0).expect("E3: it is the old bytes again");
     });
 }
+
+#[test]
+fn e1_an_object_beyond_the_limit_of_file_sizes_is_an_error_and_no_signal() {
+    const NAME: &str = "e1_an_object_beyond_the_limit_of_file_sizes_is_an_error_and_no_signal";
+    if let Some(output) = in_child(NAME, LIMIT) {
+        assert!(output.status.success(), "{output:?}");
+        return;
+    }
+    let limit = rustix::process::Rlimit { current: Some(1 << 20), maximum: None };
+    rustix::process::setrlimit(rustix::process::Resource::Fsize, limit).unwrap();
+    let store = MemoryStore::new("large", vec![0; 4 << 20]);
+    let error = MapOptions::new().map_shared(Arc::new(store)).err().unwrap();
+    assert_eq!(error.errno(), libc::EFBIG, "{error}");
+}

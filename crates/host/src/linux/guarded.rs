@@ -220,7 +220,7 @@ impl GuardedMemory {
             length.next_multiple_of(self.page_bytes)..u64::MAX / 2 / self.block_bytes() * self.block_bytes();
         self.hide(&mut state, &gone)?;
         state.resident.set(self.pages(&gone), false);
-        rustix::fs::ftruncate(file, length).during("ftruncate(memfd)")
+        super::truncate::truncate(file, length).during("ftruncate(memfd)")
     }
 
     /// Puts guards over pages, in all views or in none.

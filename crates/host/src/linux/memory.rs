@@ -14,6 +14,7 @@ use super::faults::Faults;
 use super::figures::{ObjectKind, Published};
 use super::guarded::GuardedMemory;
 use super::kin::KinView;
+use super::truncate::truncate;
 use super::view::LinuxView;
 use super::view_list::{Filled, ViewList};
 use super::window::Window;
@@ -60,7 +61,7 @@ impl Memfd {
     ) -> Result<Memfd> {
         let fd = rustix::fs::memfd_create(memfd_name(PAGED_PREFIX, name), MemfdFlags::CLOEXEC)
             .during("memfd_create")?;
-        rustix::fs::ftruncate(&fd, length).during("ftruncate(memfd)")?;
+        truncate(&fd, length).during("ftruncate(memfd)")?;
         Ok(Self::over(fd.into(), kind, faults, adding))
     }
 
@@ -190,7 +191,7 @@ impl Memory for Memfd {
         let _dropping = self.accounting.may_drop(Counted::Exactly);
         match &self.guarded {
             Some(guarded) => guarded.set_len(&self.file, length),
-            None => rustix::fs::ftruncate(&self.file, length).during("ftruncate(memfd)"),
+            None => truncate(&self.file, length).during("ftruncate(memfd)"),
         }
     }
 

@@ -25,6 +25,7 @@ mod pass;
 mod probe;
 mod reservation;
 mod shared_memory;
+mod truncate;
 mod userfaultfd;
 mod view;
 mod view_list;
