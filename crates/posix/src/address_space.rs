@@ -228,9 +228,10 @@ impl Leaving {
             let range = mapping.addresses();
             let is_there = space.first_hole(&range).is_none();
             let is_served = match mapping.paged().filter(|object| object.is_served_here()) {
-                // SAFETY: nobody has unmapped it.
                 Some(object) if is_there => {
-                    place(object, &mapping, unsafe { Place::there(Address(range.start)) }).is_ok()
+                    // SAFETY: nobody has unmapped it.
+                    let place_there = unsafe { Place::there(Address(range.start)) };
+                    place(object, &mapping, place_there).is_ok()
                 }
                 _ => is_there,
             };

@@ -1,6 +1,7 @@
 //! munmap(2): removing mappings.
 
 use omnimap::posix::{Errno, MapFlags, Prot};
+use omnimap_testkit::skip;
 
 use crate::probe::{Raised, load, load_signal, store};
 use crate::subject::{
@@ -166,22 +167,30 @@ on_alone!(what_is_mapped_goes_when_there_is_no_room_for_more, [kernel, anonymous
     assert_eq!((refused, then, s.munmap(made[0], page())), (Errno::ENOMEM, Ok(()), Ok(())));
 });
 
-/// A view, and behind it what the kernel does not unmap (mseal(2), Linux 6.10).
-fn beside_what_is_sealed(s: &Subject, bytes: &[u8]) -> usize {
+/// The number of mseal(2), which is the same on all processors.
+const MSEAL: libc::c_long = 462;
+
+/// A view, and behind it what the kernel does not unmap; nothing where it has no such call (mseal(2), Linux 6.10).
+fn beside_what_is_sealed(s: &Subject, bytes: &[u8]) -> Option<usize> {
+    // SAFETY: of no bytes.
+    if unsafe { libc::syscall(MSEAL, 0_usize, 0_usize, 0_usize) } != 0 {
+        skip("mseal(2) needs Linux 6.10");
+        return None;
+    }
     let object = s.object(bytes);
     let start = free_addresses(bytes.len() + page());
     s.mmap(start, bytes.len(), RW, SHARED | MapFlags::FIXED, Some(&object), 0).unwrap();
     map_as_others(start + bytes.len(), page(), libc::MAP_PRIVATE);
     // SAFETY: of a mapping of the test's own.
-    let sealed = unsafe { libc::syscall(462, start + bytes.len(), page(), 0) };
+    let sealed = unsafe { libc::syscall(MSEAL, start + bytes.len(), page(), 0) };
     assert_eq!(sealed, 0, "{}", std::io::Error::last_os_error());
     store(start, 9).unwrap();
-    start
+    Some(start)
 }
 
 on!(what_the_kernel_does_not_unmap_stays_as_it_was, [kernel, paged], |s| {
     let bytes = pattern(3 * page());
-    let start = beside_what_is_sealed(s, &bytes);
+    let Some(start) = beside_what_is_sealed(s, &bytes) else { return };
     s.mlock(start, page()).unwrap();
     assert_eq!(s.munmap(start, 4 * page()), Err(Errno::EPERM));
     assert_eq!(s.munmap(start + page(), 3 * page()), Err(Errno::EPERM));
@@ -195,7 +204,7 @@ on!(what_the_kernel_does_not_unmap_stays_as_it_was, [kernel, paged], |s| {
 
 on!(a_view_that_the_kernel_does_not_make_replaces_nothing, [kernel, paged], |s| {
     let bytes = pattern(3 * page());
-    let start = beside_what_is_sealed(s, &bytes);
+    let Some(start) = beside_what_is_sealed(s, &bytes) else { return };
     let other = s.object(&pattern(4 * page()));
     let made = s.mmap(start, 4 * page(), RW, SHARED | MapFlags::FIXED, Some(&other), 0);
     assert_eq!(made, Err(Errno::EPERM));
