@@ -316,6 +316,11 @@ fn m13_locked_memory_counts_in_the_kernel_and_against_its_limit() {
     mapping.unlock(0..MIB).unwrap();
     assert_eq!(locked(), page());
     mapping.unlock(0..2 * MIB).unwrap();
+    let mut first = options.map(pattern_store(2 * MIB)).unwrap();
+    first.lock(0..2 * MIB).unwrap();
+    let second = first.split_off(MIB - 1).unwrap();
+    assert_eq!(locked(), MIB, "what is split off is not locked any more");
+    drop((first, second));
     let kernel = options.lock(true).kernel_anonymous(MIB).unwrap();
     let paged = options.map(pattern_store(MIB)).unwrap();
     assert_eq!(locked(), 2 * MIB);

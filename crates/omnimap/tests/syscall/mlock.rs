@@ -2,7 +2,6 @@
 
 use std::os::fd::AsRawFd;
 
-use omnimap::MapOptions;
 use omnimap::posix::{AddressSpace, Advice, Errno, LockOn, MapFlags, Prot, RemapFlags};
 
 use crate::probe::{load, store};
@@ -239,15 +238,4 @@ on_alone!(a_lock_stays_when_another_fails_and_there_are_no_descriptors, [kernel,
     assert!(is_locked(start));
     object.evict();
     assert_eq!(s.resident(start, 2 * page()), [true; 2]);
-});
-
-on!(what_is_split_off_a_locked_mapping_is_not_locked, [paged], |s| {
-    let path = s.path("locked");
-    std::fs::write(&path, pattern(8 * page())).unwrap();
-    let mut first = MapOptions::new().budget(64 * page() as u64).open(&path).unwrap();
-    first.lock(0..8 * page() as u64).unwrap();
-    let at = first.as_ptr() as usize;
-    let _second = first.split_off(4 * page() as u64 - 1).unwrap();
-    assert!(is_locked(at + 3 * page()));
-    assert!(!is_locked(at + 4 * page()));
 });
