@@ -22,7 +22,7 @@ use crate::units::{PageIndex, PageRange};
 use crate::workers::END_WAIT_MAX;
 
 /// Readahead that is queued or under way, in bytes; more is not begun. It bounds the memory for transfer buffers.
-const AHEAD_BYTES_MAX: u64 = 16 << 20;
+pub(crate) const AHEAD_BYTES_MAX: u64 = 16 << 20;
 /// And this part of the budget.
 const AHEAD_BUDGET_SHARE: u64 = 2;
 /// Reads handed to a store together: whoever waits for the first of them waits for the last.

@@ -4,8 +4,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use omnimap_store::AlignedBytes;
 
-/// What is kept at the most, in bytes and as a part of the budget.
-const KEPT_BYTES_MAX: u64 = 16 << 20;
+use crate::fillers::AHEAD_BYTES_MAX;
+
+/// What is kept at the most, in bytes and as a part of the budget: with less than a scan has under way, the rest is mapped anew
+/// for each of its pieces.
+const KEPT_BYTES_MAX: u64 = AHEAD_BYTES_MAX;
 const KEPT_BUDGET_SHARE: u64 = 16;
 /// And so many, for they are looked through.
 const KEPT_MAX: usize = 64;

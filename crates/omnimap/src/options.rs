@@ -162,7 +162,8 @@ impl MapOptions {
         self
     }
 
-    /// How long an access waits for the store before it fails; the default is 60 s. Ignored with a cache.
+    /// How long an access waits for the store before it fails; the default is 60 s, and more than a year counts as one. Ignored
+    /// with a cache.
     pub fn fill_time_max(&mut self, time: Duration) -> &mut Self {
         self.fill_time_max = Some(time);
         self
