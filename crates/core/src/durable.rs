@@ -16,7 +16,7 @@ use crate::sync::atomic::{AtomicU8, Ordering};
 use crate::sync::{Condvar, Mutex, lock};
 use crate::transit::{Waited, Waiter};
 use crate::units::{PageIndex, PageRange};
-use crate::write_back::{FAILED_PAUSE, Why};
+use crate::write_back::{FAILED_PAUSE, Turn, Turns, Why};
 
 /// Pages that one thread writes back at a time when many do. Few, so that the threads move along the disk together: what is
 /// near in time is near in place, and for scattered pages that is half of what they cost.
@@ -367,16 +367,13 @@ impl Inner {
             let runs = union(object.with_dirty_neighbours(&runs), more);
             self.write_for_room(&object, &runs);
         }
-        // What cannot be written stays dirty, and is left for the next sweep.
-        let mut left = self.surplus().unwrap_or(0);
-        self.too_scattered.store(false, Ordering::Relaxed);
-        for object in self.objects() {
-            while left > 0 && !object.store.is_atomic() {
-                let runs = object.oldest_dirty(left.min(self.sweep_pages()));
-                left = left.saturating_sub(runs.iter().map(|run| run.count()).sum());
-                if runs.is_empty() || !self.write_for_room(&object, &runs) {
-                    break;
-                }
+        // Who stored meanwhile found that a sweep was under way. What cannot be written stays dirty, and is left for the next.
+        while let Some(surplus) = self.surplus() {
+            let before = written();
+            self.too_scattered.store(false, Ordering::Relaxed);
+            self.sweep_once(surplus);
+            if written() == before {
+                break;
             }
         }
         let any_written = written() != before;
@@ -386,6 +383,19 @@ impl Inner {
         let awaited = self.sweeping.end(in_vain.then_some(FAILED_PAUSE));
         if any_written || (awaited && !in_vain) {
             self.budget.evictable();
+        }
+    }
+
+    /// Writes back so many dirty pages, as far as that can be.
+    fn sweep_once(self: &Arc<Self>, mut left: u64) {
+        for object in self.objects() {
+            while left > 0 && !object.store.is_atomic() {
+                let runs = object.oldest_dirty(left.min(self.sweep_pages()));
+                left = left.saturating_sub(runs.iter().map(|run| run.count()).sum());
+                if runs.is_empty() || !self.write_for_room(&object, &runs) {
+                    break;
+                }
+            }
         }
     }
 
@@ -476,33 +486,30 @@ fn surplus(dirty: u64, most: u64) -> Option<u64> {
 /// Bounds how fast the background writes.
 pub(crate) struct Pace {
     bytes_per_second_max: Option<u64>,
+    /// So that those who wait do not all begin when the time has come.
+    turns: Turns,
     free_at: Mutex<Option<Instant>>,
 }
 
 impl Pace {
     pub(crate) fn new(bytes_per_second_max: Option<u64>) -> Pace {
-        Pace { bytes_per_second_max, free_at: Mutex::default() }
+        Pace { bytes_per_second_max, turns: Turns::default(), free_at: Mutex::default() }
     }
 
-    /// Waits until something may be written.
-    pub(crate) fn wait(&self) {
-        loop {
-            let free_at = *lock(&self.free_at);
-            let rest = free_at.map_or(Duration::ZERO, |at| at.saturating_duration_since(Instant::now()));
-            if rest.is_zero() {
-                return;
-            }
-            std::thread::sleep(rest);
-        }
-    }
-
-    /// So many bytes are being written: others wait for as long as that may take.
-    pub(crate) fn note(&self, bytes: u64) {
-        let Some(most) = self.bytes_per_second_max else { return };
-        let mut free_at = lock(&self.free_at);
+    /// Waits until something may be written; nobody else may, until it is [noted](Self::note) how much it is.
+    pub(crate) fn wait(&self) -> Option<Turn<'_>> {
+        self.bytes_per_second_max?;
+        let turn = self.turns.take();
+        let free_at = *lock(&self.free_at);
         let now = Instant::now();
-        let begin = free_at.map_or(now, |at| at.max(now));
-        *free_at = Some(begin + Duration::from_secs_f64(bytes as f64 / most.max(1) as f64));
+        std::thread::sleep(free_at.map_or(Duration::ZERO, |at| at.saturating_duration_since(now)));
+        Some(turn)
+    }
+
+    pub(crate) fn note(&self, _turn: Turn<'_>, bytes: u64) {
+        let most = self.bytes_per_second_max.unwrap_or(u64::MAX).max(1);
+        let time = Duration::from_secs_f64(bytes as f64 / most as f64);
+        *lock(&self.free_at) = Some(Instant::now() + time);
     }
 }
 

@@ -267,13 +267,11 @@ impl MemoryObject {
                 pages <= COPIED_TOGETHER_MAX
             };
             let together = rest.iter().take_while(fits).count().max(1);
-            if why == Why::Room {
-                // Before they are called being written back: a sync waits for those, and nothing bounds a sync.
-                self.cache.pace.wait();
-            }
+            // Before they are called being written back: a sync waits for those, and nothing bounds a sync.
+            let turn = if why == Why::Room { self.cache.pace.wait() } else { None };
             let Some(copied) = self.copy_runs(&rest[..together], why, theirs)? else { break };
-            if why == Why::Room {
-                self.cache.pace.note(copied.iter().map(|copied| copied.bytes.len() as u64).sum());
+            if let Some(turn) = turn {
+                self.cache.pace.note(turn, copied.iter().map(|copied| copied.bytes.len() as u64).sum());
             }
             first = first.and(self.write_copied(copied));
             rest = &rest[together..];

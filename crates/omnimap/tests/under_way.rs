@@ -159,3 +159,30 @@ fn a_sync_does_not_wait_for_what_is_written_at_a_bounded_rate() {
         assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
     });
 }
+
+#[test]
+fn the_background_writes_no_faster_than_it_may() {
+    if skip_without_mappings() {
+        return;
+    }
+    within(LIMIT, || {
+        const RATE: u64 = 2 * MIB;
+        let store = Arc::new(Counting::new(Arc::new(MemoryStore::writable("zeros", vec![0; 16 << 20]))));
+        let mapping = MapOptions::new()
+            .dirty_max(64 << 10)
+            .write_back_rate_max(RATE)
+            .map_shared_mut(store.clone())
+            .unwrap();
+        let begin = Instant::now();
+        // Apart, so that each write is a short one.
+        (0..2048).for_each(|at| mapping.write_at(2 * at * page(), &[1]).unwrap());
+        while begin.elapsed() < 3 * SOON {
+            let written = store.counts().bytes_written;
+            let most = RATE as f64 * begin.elapsed().as_secs_f64() + 32.0 * page() as f64;
+            assert!(written as f64 <= most, "{written} bytes in {:?}", begin.elapsed());
+            std::thread::sleep(SOON / 30);
+        }
+        let written = store.counts().bytes_written;
+        assert!(written > RATE / 10, "{written}");
+    });
+}
