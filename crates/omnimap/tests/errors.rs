@@ -4,6 +4,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use omnimap::shm::SharedMemory;
 use omnimap::store::{Faulty, MemoryStore, Misbehaviour};
 use omnimap::{BackingStore, Error, MapOptions, Mapping, StoreError};
 use omnimap_testkit::{in_child, pattern, pattern_store, within};
@@ -458,9 +459,13 @@ fn an_object_beyond_the_limit_of_file_sizes_is_an_error_and_no_signal() {
         assert!(output.status.success(), "{output:?}");
         return;
     }
-    let limit = rustix::process::Rlimit { current: Some(1 << 20), maximum: None };
-    rustix::process::setrlimit(rustix::process::Resource::Fsize, limit).unwrap();
-    let store = MemoryStore::new("large", vec![0; 4 << 20]);
-    let error = MapOptions::new().map_shared(Arc::new(store)).err().unwrap();
-    assert_eq!(error.errno(), libc::EFBIG, "{error}");
+    for most in [1 << 20, 0] {
+        let limit = rustix::process::Rlimit { current: Some(most), maximum: None };
+        rustix::process::setrlimit(rustix::process::Resource::Fsize, limit).unwrap();
+        let store = MemoryStore::new("large", vec![0; 4 << 20]);
+        let error = MapOptions::new().map_shared(Arc::new(store)).err().unwrap();
+        assert_eq!(error.errno(), libc::EFBIG, "{error}");
+        let error = SharedMemory::anonymous("large", 4 << 20).err().unwrap();
+        assert_eq!(error.errno(), libc::EFBIG, "{error}");
+    }
 }

@@ -12,6 +12,7 @@ use rustix::fs::{FlockOperation, MemfdFlags, fcntl_lock, memfd_create};
 use rustix::mm::{MapFlags, ProtFlags};
 
 use super::page_bytes;
+use super::truncate::truncate;
 use crate::Result;
 use crate::error::During;
 use crate::process::ProcessId;
@@ -130,7 +131,7 @@ impl Table {
     fn make() -> Result<Table> {
         let bytes = WORDS * WORD_BYTES;
         let file = File::from(memfd_create(NAME, MemfdFlags::CLOEXEC).during("memfd_create")?);
-        file.set_len(bytes as u64).during("ftruncate(memfd)")?;
+        truncate(&file, bytes as u64).during("ftruncate(memfd)")?;
         let protection = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a new mapping at a place of the kernel's choice replaces nothing.
         let start =

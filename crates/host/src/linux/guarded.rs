@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use rustix::fs::FallocateFlags;
 use rustix::mm::{MprotectFlags, ProtFlags};
 
+use super::truncate::truncate;
 use crate::error::During;
 use crate::{Address, HostError, Result, Stores};
 
@@ -220,7 +221,7 @@ impl GuardedMemory {
             length.next_multiple_of(self.page_bytes)..u64::MAX / 2 / self.block_bytes() * self.block_bytes();
         self.hide(&mut state, &gone)?;
         state.resident.set(self.pages(&gone), false);
-        super::truncate::truncate(file, length).during("ftruncate(memfd)")
+        truncate(file, length).during("ftruncate(memfd)")
     }
 
     /// Puts guards over pages, in all views or in none.
@@ -345,7 +346,7 @@ pub(super) fn supported() -> Result<()> {
     let page_bytes = super::page_bytes();
     let attempt = || -> io::Result<()> {
         let fd = rustix::fs::memfd_create("omnimap:probe", rustix::fs::MemfdFlags::CLOEXEC)?;
-        rustix::fs::ftruncate(&fd, page_bytes)?;
+        truncate(&fd, page_bytes)?;
         // SAFETY: a new mapping at a place of the kernel's choice, which is unmapped below.
         let at = unsafe {
             rustix::mm::mmap(

@@ -7,6 +7,7 @@ use rustix::mm::{MapFlags, ProtFlags};
 use rustix::process::{Resource, getrlimit};
 
 use super::large_pages::shared_memory_setting;
+use super::truncate::truncate;
 use super::userfaultfd::{Features, Origin, Userfaultfd};
 use super::{guarded, host, page_bytes, pagemap};
 use crate::{Address, FaultMode};
@@ -180,7 +181,7 @@ fn collapse() -> Finding {
     let remedy = "only speed is lost; Linux 6.1 with transparent huge pages has it";
     let attempt = || -> rustix::io::Result<()> {
         let fd = rustix::fs::memfd_create("omnimap:probe", MemfdFlags::CLOEXEC)?;
-        rustix::fs::ftruncate(&fd, HUGE_BYTES as u64)?;
+        truncate(&fd, HUGE_BYTES as u64)?;
         rustix::io::pwrite(&fd, &[1], 0)?;
         let reserved = 2 * HUGE_BYTES;
         // SAFETY: new mapping at a place of the kernel's choice.

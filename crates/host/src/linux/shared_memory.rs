@@ -17,6 +17,7 @@ use rustix::thread::futex;
 use super::figures::{ObjectKind, Published};
 use super::memory::{SHARED_PREFIX, memfd_name};
 use super::own_memory;
+use super::truncate::truncate;
 use crate::error::During;
 use crate::{Address, Result};
 
@@ -86,7 +87,7 @@ impl SharedBytes {
     /// # Errors
     /// As ftruncate(2) and mmap(2).
     pub fn resize(&mut self, length: u64) -> Result<()> {
-        rustix::fs::ftruncate(&self.file, length).during("ftruncate")?;
+        truncate(&self.file, length).during("ftruncate")?;
         self.remap()
     }
 
@@ -263,7 +264,7 @@ pub fn create_shared(name: &str, length: u64, mode: u32) -> Result<OwnedFd> {
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
     let descriptor =
         rustix::fs::openat(CWD, DIRECTORY, flags, Mode::from_raw_mode(mode & 0o777)).during("shm_open")?;
-    rustix::fs::ftruncate(&descriptor, length).during("ftruncate")?;
+    truncate(&descriptor, length).during("ftruncate")?;
     // linkat(2) by descriptor needs a capability, by this path it does not.
     let itself = format!("/proc/self/fd/{}", descriptor.as_raw_fd());
     rustix::fs::linkat(CWD, itself, CWD, path, AtFlags::SYMLINK_FOLLOW).during("shm_open")?;
@@ -292,7 +293,7 @@ pub fn unlink_shared(name: &str) -> Result<()> {
 pub fn anonymous_shared(name: &str, length: u64) -> Result<OwnedFd> {
     let name = memfd_name(SHARED_PREFIX, name);
     let descriptor = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC).during("memfd_create")?;
-    rustix::fs::ftruncate(&descriptor, length).during("ftruncate")?;
+    truncate(&descriptor, length).during("ftruncate")?;
     Ok(descriptor)
 }
 
