@@ -11,7 +11,6 @@ use crate::errno::Result;
 use crate::family::SyncKind;
 use crate::flags::{LockAll, Prot};
 use crate::mapping::Mapping;
-use crate::mremap::place;
 
 /// The mappings of this process that were made through these calls.
 pub struct AddressSpace;
@@ -231,7 +230,7 @@ impl Leaving {
                 Some(object) if is_there => {
                     // SAFETY: nobody has unmapped it.
                     let place_there = unsafe { Place::there(Address(range.start)) };
-                    place(object, &mapping, place_there).is_ok()
+                    mapping.place(object, place_there).is_ok()
                 }
                 _ => is_there,
             };

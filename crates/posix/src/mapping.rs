@@ -6,10 +6,12 @@ use std::sync::Arc;
 use omnimap_core::Span;
 use omnimap_core::units::PageRange;
 use omnimap_host::linux::calls;
-use omnimap_host::{Address, Sharing};
+use omnimap_host::{Address, Place, Sharing, ViewRequest};
 
 use crate::errno::Result;
 use crate::flags::{Advice, Prot};
+use crate::madvise::advise_again;
+use crate::mmap::protection_of;
 use crate::object::{Object, Rights};
 use crate::range::page_bytes;
 
@@ -145,6 +147,22 @@ impl Mapping {
     pub(crate) fn bytes_inside(&self, object: &Object) -> Range<u64> {
         let end = self.bytes().end.min(object.len());
         self.offset.min(end)..end
+    }
+
+    /// Makes a view of an object as the mapping says, at a place.
+    pub(crate) fn place(&self, object: &Arc<Object>, at: Place) -> Result<Address> {
+        let length = self.addresses.len();
+        let request = ViewRequest {
+            offset: self.offset,
+            length: length as u64,
+            place: at,
+            protection: protection_of(self.prot),
+            sharing: self.sharing,
+        };
+        let made =
+            object.live().cache.place_as(&object.live().object, &request, object.readahead_bytes_max)?;
+        advise_again(&Mapping { addresses: made.0..made.0 + length, ..self.clone() }, object);
+        Ok(made)
     }
 
     /// Lets the kernel allow other accesses; what is known of it stays.

@@ -7,15 +7,13 @@ use std::sync::Arc;
 use omnimap_core::Span;
 use omnimap_core::units::PageRange;
 use omnimap_host::linux::calls;
-use omnimap_host::{Address, Place, Sharing, ViewRequest};
+use omnimap_host::{Address, Place, Sharing};
 
 use crate::address_space::{Leaving, Space, space};
 use crate::errno::{Errno, Result};
 use crate::flags::{Prot, RemapFlags};
-use crate::madvise::advise_again;
 use crate::mapping::{Lock, Mapping};
 use crate::mlock::{lock_new, may_lock};
-use crate::mmap::protection_of;
 use crate::object::Object;
 use crate::range::{address, addresses_end, is_aligned, page_bytes, pointer, whole_pages};
 
@@ -295,7 +293,7 @@ impl Paged {
             lock: Lock::No,
             ..mapping.clone()
         };
-        match place(object, &more, Place::empty_at(Address(self.old.end))) {
+        match more.place(object, Place::empty_at(Address(self.old.end))) {
             Ok(_) => {}
             Err(Errno::EEXIST) => return Ok(None),
             Err(error) => return Err(error),
@@ -318,7 +316,7 @@ impl Paged {
     fn show(&self, space: &mut Space, object: &Arc<Object>, mapping: &Mapping) -> Result<Remapped> {
         let (place_there, mut replaced) = self.target(space);
         let mut moved = Mapping { addresses: 0..self.bytes, lock: Lock::No, ..mapping.clone() };
-        match place(object, &moved, place_there) {
+        match moved.place(object, place_there) {
             Ok(made) => moved.addresses = made.0..made.0 + self.bytes,
             Err(error) => {
                 replaced.stays(space);
@@ -371,17 +369,17 @@ impl Paged {
             // SAFETY: reserved here.
             unsafe { calls::munmap(new, self.bytes) }?;
             // SAFETY: the view is where it was, with no access.
-            place(object, mapping, unsafe { Place::there(Address(old)) })?;
+            mapping.place(object, unsafe { Place::there(Address(old)) })?;
             space.insert(Mapping { lock: Lock::No, ..mapping.clone() });
             replaced.is_gone();
             left.is_gone();
             return Err(error);
         }
         // SAFETY: just moved there, with no access.
-        place(object, &made, unsafe { Place::there(new) })?;
+        made.place(object, unsafe { Place::there(new) })?;
         if keeps {
             // SAFETY: there still, with no access.
-            place(object, mapping, unsafe { Place::there(Address(old)) })?;
+            mapping.place(object, unsafe { Place::there(Address(old)) })?;
             space.insert(Mapping { lock: Lock::No, ..mapping.clone() });
         }
         if length < self.bytes {
@@ -391,7 +389,7 @@ impl Paged {
                 ..made.clone()
             };
             // SAFETY: reserved here.
-            place(object, &more, unsafe { Place::over(Address(more.addresses.start)) })?;
+            more.place(object, unsafe { Place::over(Address(more.addresses.start)) })?;
             made.addresses.end = more.addresses.end;
         }
         space.insert(made.clone());
@@ -440,21 +438,6 @@ fn move_exactly(old: Range<usize>, how: RemapFlags, new: Address) -> Result<()> 
         }
         answer => answer.map(drop).map_err(Errno),
     }
-}
-
-/// Makes a view as a mapping says, at a place.
-pub(crate) fn place(object: &Arc<Object>, mapping: &Mapping, at: Place) -> Result<Address> {
-    let request = ViewRequest {
-        offset: mapping.offset,
-        length: mapping.addresses.len() as u64,
-        place: at,
-        protection: protection_of(mapping.prot),
-        sharing: mapping.sharing,
-    };
-    let made = object.live().cache.place_as(&object.live().object, &request, object.readahead_bytes_max)?;
-    let length = mapping.addresses.len();
-    advise_again(&Mapping { addresses: made.0..made.0 + length, ..mapping.clone() }, object);
-    Ok(made)
 }
 
 /// Unmaps a part of a view.
