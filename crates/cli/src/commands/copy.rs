@@ -20,6 +20,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use omnimap::store::journal;
 use omnimap::{Advice, BackingStore, Format, MapOptions, RemoteOptions, as_url, remote};
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
 use super::Tier;
 use crate::{progress, size};
@@ -96,7 +97,8 @@ fn name_in_url(source: &Path) -> Option<&str> {
 
 /// A file's name as a URL has it: without what would end it there, or stand for another letter.
 fn encoded(name: &str) -> String {
-    name.replace('%', "%25").replace('?', "%3F").replace('#', "%23")
+    const ENDS: &AsciiSet = &CONTROLS.add(b'%').add(b'?').add(b'#');
+    utf8_percent_encode(name, ENDS).to_string()
 }
 
 fn in_directory(path: PathBuf, name: Option<OsString>) -> Result<PathBuf> {
