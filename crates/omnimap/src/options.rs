@@ -185,7 +185,8 @@ impl MapOptions {
         self
     }
 
-    /// Addresses that a writable mapping has at the least, in bytes: it can grow so far in place. The default is the length.
+    /// Addresses that a writable mapping has at the least, in bytes: it can grow so far in place, if it goes to the object's
+    /// end. The default is the length.
     pub fn reserve(&mut self, bytes: u64) -> &mut Self {
         self.reserve_bytes = bytes;
         self
@@ -526,7 +527,9 @@ impl MapOptions {
             let (offset, end) = (self.offset, object.len());
             return Err(Error::OutOfRange { object: object.name().into(), offset, length, end });
         }
-        let reserved = if used_as == Use::ReadOnly { length } else { length.max(self.reserve_bytes) };
+        // What grows is the object's end: a mapping that ends before it shows no more than was asked for.
+        let may_grow = used_as != Use::ReadOnly && self.offset + length == object.len();
+        let reserved = if may_grow { length.max(self.reserve_bytes) } else { length };
         let location = self.location(object.name(), self.offset, reserved)?;
         let view = cache.pages.map_to(&object, self.offset, reserved, readahead_bytes_max, location)?;
         let view = view.with_exclusive(exclusive);

@@ -444,3 +444,24 @@ fn what_there_are_no_addresses_for_does_not_grow() {
         assert_eq!((mapping[0], mapping[9_999]), (7, 8));
     });
 }
+
+#[test]
+fn a_reserve_shows_no_more_than_was_asked_for() {
+    if skip_without_mappings() {
+        return;
+    }
+    within(LIMIT, || {
+        let store = || MemoryStore::writable("sevens", vec![7; 8 * page() as usize]);
+        for reserve in [0, 4 * page(), 16 * page()] {
+            let mapping = MapOptions::new().length(page()).reserve(reserve).map_mut(store()).unwrap();
+            assert_eq!(mapping.len() as u64, page(), "{reserve}");
+            let end = MapOptions::new()
+                .offset(7 * page())
+                .length(page())
+                .reserve(reserve)
+                .map_mut(store())
+                .unwrap();
+            assert_eq!(end.len() as u64, page(), "{reserve}");
+        }
+    });
+}
