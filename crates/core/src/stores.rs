@@ -120,7 +120,8 @@ impl MappedView {
     /// has. What is dirty stays, and will be written over whatever others wrote. The object's length stays as well.
     ///
     /// # Errors
-    /// If the range is not inside the mapping, or the store cannot be asked, or a snapshot needs the version of before.
+    /// If the range is not inside the mapping, or the store cannot be asked, or a snapshot needs the version of before; if what
+    /// was on its way does not come in time.
     pub fn invalidate(&self, range: Range<u64>) -> Result<()> {
         let pages = self.pages_of(range)?;
         self.check_writable()?;

@@ -248,7 +248,7 @@ impl MappingMut {
     /// Makes the object longer, with zeros, or shorter; the mapping ends where the object does. Its address may change.
     ///
     /// # Errors
-    /// If the store refuses, or a snapshot needs what would be cut off; then nothing has changed.
+    /// If the store refuses, a snapshot needs what would be cut off, or there are no addresses; then nothing has changed.
     pub fn resize(&mut self, length: u64) -> Result<()> {
         self.view.resize(length)
     }
@@ -257,7 +257,7 @@ impl MappingMut {
     /// is dirty stays, and will be written over theirs.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`]; if the store cannot be asked.
+    /// [`Error::OutOfRange`]; if the store cannot be asked, or what was on its way does not come in time.
     pub fn invalidate(&mut self, range: Range<u64>) -> Result<()> {
         length_of(&self.view, &range)?;
         self.view.invalidate(range)
@@ -356,7 +356,7 @@ impl SharedMapping {
     /// is dirty stays, and will be written over theirs.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`]; if the store cannot be asked.
+    /// [`Error::OutOfRange`]; if the store cannot be asked, or what was on its way does not come in time.
     pub fn invalidate(&self, range: Range<u64>) -> Result<()> {
         length_of(&self.view, &range)?;
         self.view.invalidate(range)
