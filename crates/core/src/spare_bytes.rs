@@ -28,17 +28,22 @@ impl SpareBytes {
 
     /// A buffer of so many bytes, with any content.
     pub(crate) fn take(&self, bytes: usize) -> AlignedBytes {
+        // Pieces of a scan are of all lengths, as there is room for them: few capacities make the buffers fit the next.
+        let capacity = bytes.next_power_of_two();
         let mut kept = self.kept();
-        let found = kept.iter().rposition(|buffer| buffer.len() == bytes).map(|at| kept.swap_remove(at));
+        let found =
+            kept.iter().rposition(|buffer| buffer.capacity() == capacity).map(|at| kept.swap_remove(at));
         drop(kept);
-        found.unwrap_or_else(|| AlignedBytes::new(bytes))
+        let mut buffer = found.unwrap_or_else(|| AlignedBytes::new(capacity));
+        buffer.set_length(bytes);
+        buffer
     }
 
     /// Keeps a buffer for the next transfer, if there is room for it.
     pub(crate) fn keep(&self, buffer: AlignedBytes) {
         let mut kept = self.kept();
-        let bytes: usize = kept.iter().map(|kept| kept.len()).sum();
-        if kept.len() < KEPT_MAX && (bytes + buffer.len()) as u64 <= self.bytes_max {
+        let bytes: usize = kept.iter().map(|kept| kept.capacity()).sum();
+        if kept.len() < KEPT_MAX && (bytes + buffer.capacity()) as u64 <= self.bytes_max {
             kept.push(buffer);
         }
     }
@@ -65,7 +70,13 @@ mod tests {
         let address = first.as_ptr();
         spare.keep(first);
         assert_ne!(spare.take(8192).as_ptr(), address);
-        assert_eq!(spare.take(4096).as_ptr(), address);
+        let again = spare.take(4096);
+        assert_eq!(again.as_ptr(), address);
+        let larger = spare.take(8192);
+        let address = larger.as_ptr();
+        spare.keep(larger);
+        let shorter = spare.take(5000);
+        assert_eq!((shorter.as_ptr(), shorter.len()), (address, 5000), "pieces of other lengths");
         (0..10).for_each(|_| spare.keep(AlignedBytes::new(1 << 20)));
         assert_eq!(spare.kept().len(), 2, "a part of the budget");
         let spare = SpareBytes::new(1 << 30);

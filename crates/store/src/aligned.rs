@@ -40,6 +40,24 @@ impl AlignedBytes {
         let start = address.next_multiple_of(Self::ALIGNMENT) - address;
         AlignedBytes { storage: Storage::Heap(bytes), start, length }
     }
+
+    /// How many bytes there is room for.
+    pub fn capacity(&self) -> usize {
+        match &self.storage {
+            Storage::Heap(bytes) => bytes.len() - Self::ALIGNMENT,
+            Storage::Mapped(mapped) => mapped.len(),
+        }
+    }
+
+    /// Makes it `length` bytes long, where it is; bytes that it gains are whatever they were before.
+    ///
+    /// # Panics
+    ///
+    /// If `length` is more than its [`capacity`](Self::capacity).
+    pub fn set_length(&mut self, length: usize) {
+        assert!(length <= self.capacity(), "room for {length} bytes");
+        self.length = length;
+    }
 }
 
 impl From<&[u8]> for AlignedBytes {
