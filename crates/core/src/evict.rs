@@ -23,12 +23,17 @@ pub(crate) const VIEWS_ASKED_MAX: usize = 8;
 const STALE_MAX: usize = 1024;
 /// The most pages evicted in one go when somebody asks for it.
 const EVICTED_TOGETHER_MAX: u64 = 1024;
-/// Batches of dirty pages looked at before whoever needs room waits for them to be written.
-const UNWRITTEN_BATCHES_MAX: u64 = 4;
+/// Dirty pages looked at, and as a part of the budget, before whoever needs room waits for them to be written.
+const UNWRITTEN_PAGES_MAX: u64 = 256;
+const UNWRITTEN_SHARE: u64 = 4;
 /// How long whoever needs room waits before he looks again for himself.
 const RETRY_TIME: Duration = Duration::from_millis(50);
-/// Pages looked at together.
-const BATCH_PAGES_MAX: u64 = 64;
+/// Pages looked at together: a scan's are neighbours, and each system call for them interrupts the other processors once.
+const BATCH_PAGES_MAX: u64 = 256;
+const BATCH_SHARE: u64 = 64;
+/// The same of a small budget, which can spare a larger part of itself.
+const SMALL_BATCH_PAGES_MAX: u64 = 64;
+const SMALL_BATCH_SHARE: u64 = 16;
 
 /// Which pages may stay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,7 +115,8 @@ impl Inner {
 
     /// Evicts at least `wanted` pages if it can; gives how many it did.
     fn evict(self: &Arc<Self>, wanted: u64) -> u64 {
-        let batch = (self.budget.pages() / 16).clamp(1, BATCH_PAGES_MAX);
+        let batch = batch_pages(self.budget.pages());
+        let unwritten_max = (self.budget.pages() / UNWRITTEN_SHARE).clamp(1, UNWRITTEN_PAGES_MAX);
         let mut evicted = 0;
         // With four looks a page, all have been judged. When they are still in use, use is no excuse.
         let queued = lock(&self.replacement).len() as u64;
@@ -121,7 +127,7 @@ impl Inner {
         let mut splits_left = SPLITS_MAX;
         while evicted < wanted
             && looks_left > 0
-            && unwritten < UNWRITTEN_BATCHES_MAX * batch
+            && unwritten < unwritten_max
             && (splits_left > 0 || evicted == 0)
         {
             let spare = if looks_left > 4 * queued { Spare::Used } else { Spare::Pinned };
@@ -179,6 +185,11 @@ impl Inner {
         // Whoever found the queues empty meanwhile looks again.
         self.budget.evictable();
     }
+}
+
+fn batch_pages(budget_pages: u64) -> u64 {
+    let small = (budget_pages / SMALL_BATCH_SHARE).clamp(1, SMALL_BATCH_PAGES_MAX);
+    (budget_pages / BATCH_SHARE).clamp(small, BATCH_PAGES_MAX)
 }
 
 impl MemoryObject {
