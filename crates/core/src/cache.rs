@@ -14,6 +14,7 @@ use omnimap_store::{Answers, BackingStore, Transfer, Writability, catch};
 use crate::address_space::{AddressSpace, Placed, Reader, Shown};
 use crate::budget::Budget;
 use crate::durable::{Pace, Sweeping};
+use crate::early_wake::EarlyWake;
 use crate::error::{Error, Result};
 use crate::exit;
 use crate::fillers::Fillers;
@@ -98,6 +99,7 @@ pub(crate) struct Inner {
     pub(crate) fillers: Fillers,
     pub(crate) writers: Fillers,
     pub(crate) pace: Pace,
+    pub(crate) early_wake: EarlyWake,
     pub(crate) lone_misses: LoneMisses,
     /// Pages that are dirty or being written back, but for those that only a sync writes because it is all or nothing.
     pub(crate) dirty: AtomicU64,
@@ -148,6 +150,7 @@ impl PageCache {
             fillers: Fillers::new(options.fillers_max, pages * page.bytes()),
             writers: Fillers::new(options.writers_max, 0),
             pace: Pace::new(options.write_back_bytes_per_second_max),
+            early_wake: EarlyWake::new(),
             lone_misses: LoneMisses::new(),
             dirty: AtomicU64::new(0),
             too_scattered: AtomicBool::new(false),

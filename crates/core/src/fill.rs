@@ -4,8 +4,9 @@
 //! gives them back, so that no path, a panic included, leaves a thread waiting.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use omnimap_host::{Counted, HostError, Stores, die};
+use omnimap_host::{Address, Counted, HostError, Stores, die};
 use omnimap_store::{AlignedBytes, ReadAt, StoreError, catch};
 
 use crate::evict::Room;
@@ -24,8 +25,8 @@ pub(crate) struct Fill {
     store_page: Option<PageIndex>,
     /// Pages of the budget that it holds.
     reserved: u64,
-    /// The thread that fills leads meanwhile, and takes no other fault.
-    by_leader: bool,
+    /// Where the thread waits for it, if the one that fills leads meanwhile, and takes no other fault.
+    led_for: Option<Address>,
     ended: bool,
 }
 
@@ -63,7 +64,7 @@ impl Fill {
         range: PageRange,
         store_page: Option<PageIndex>,
     ) -> Fill {
-        Fill { object, transit, range, store_page, reserved: 0, by_leader: false, ended: false }
+        Fill { object, transit, range, store_page, reserved: 0, led_for: None, ended: false }
     }
 
     /// The pages that it will fill, if there is room for all.
@@ -104,13 +105,13 @@ impl Fill {
     }
 
     /// Reserves budget for the page and as many others as there is room for without waiting; whether there was any. The
-    /// caller may be the one that others wait for.
-    pub(crate) fn has_room_now(&mut self, focus: PageIndex, by_leader: bool) -> bool {
+    /// caller may be the one that others wait for, and read for a thread at an address.
+    pub(crate) fn has_room_now(&mut self, focus: PageIndex, led_for: Option<Address>) -> bool {
         self.reserved = self.room(0).pages;
         if self.reserved > 0 && self.reserved < self.range.count() {
             self.shrink(self.range.part_around(focus, self.reserved));
         }
-        self.by_leader = by_leader && self.reserved > 0;
+        self.led_for = led_for.filter(|_| self.reserved > 0);
         self.reserved > 0
     }
 
@@ -140,12 +141,38 @@ impl Fill {
     fn transfer(&mut self) -> Result<AlignedBytes, Cause> {
         let mut reading = self.reading()?;
         let store = &self.object.store;
-        let got = catch(|| store.read_at(reading.offset, &mut reading.buffer)).and_then(|outcome| outcome);
-        // Looked at before the waiter goes on, who may be the next to come.
-        if self.by_leader && self.object.cache.faults.is_pending() {
-            self.object.cache.workers().note_crowd();
-        }
+        let got = match self.led_for {
+            Some(address) => self.read_leading(&mut reading, address),
+            None => catch(|| store.read_at(reading.offset, &mut reading.buffer)).and_then(|outcome| outcome),
+        };
         self.put(reading, got)
+    }
+
+    /// Reads while other faults wait, if there are any, for a thread that is woken shortly before the end.
+    fn read_leading(&self, reading: &mut Reading, address: Address) -> omnimap_store::Result<usize> {
+        let cache = &self.object.cache;
+        let delay = cache.early_wake.delay();
+        let (mut is_woken, mut is_crowded) = (false, false);
+        let mut looked = None;
+        let mut meanwhile = |time: Duration| {
+            looked = Some(time);
+            if time >= delay && !is_woken && !is_crowded {
+                // Looked at before the waiter goes on, who may be the next to come.
+                is_crowded = cache.faults.is_pending();
+                is_woken = !is_crowded && cache.faults.wake(address, cache.page.bytes()).is_ok();
+            }
+        };
+        let store = &self.object.store;
+        let got = catch(|| store.read_awaited(reading.offset, &mut reading.buffer, &mut meanwhile));
+        let is_pending = is_crowded || cache.faults.is_pending();
+        if is_woken {
+            cache.early_wake.woke(is_pending);
+        } else if is_pending {
+            cache.workers().note_crowd();
+        } else if let Some(time) = looked {
+            cache.early_wake.ended(time);
+        }
+        got.and_then(|outcome| outcome)
     }
 
     /// Whether the object has become shorter. It will be as long as before again, if its store does not.

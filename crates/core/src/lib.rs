@@ -20,6 +20,7 @@ mod address_space;
 mod budget;
 mod cache;
 mod durable;
+mod early_wake;
 mod error;
 mod evict;
 mod exit;

@@ -17,13 +17,13 @@ use std::time::{Duration, Instant};
 use omnimap_host::{Access, Address, Fault, FaultServer, FaultStream, Sharing, Waited, die};
 use omnimap_store::Answers;
 
+use crate::address_space::Located;
 use crate::cache::Inner;
 use crate::fill::{Fill, For};
-use crate::object::{Claim, Intent, MemoryObject};
+use crate::object::{Claim, Intent};
 use crate::stats::{Counter, Resolution, count};
 use crate::sync::{Condvar, Mutex, lock, start_thread, thread, wait_while};
 use crate::transit::Waiter;
-use crate::units::PageIndex;
 
 /// How long a follower without work stays.
 const IDLE_TIME_MAX: Duration = Duration::from_secs(5);
@@ -371,18 +371,13 @@ fn resolve(inner: &Arc<Inner>, fault: Fault, since: Instant, by: By) -> Served {
         }
         Claim::Mine(fill) => {
             inner.lone_misses.note(plan.part_of, since);
-            fill_for_fault(inner, object, fill, located.page, by)
+            fill_for_fault(inner, &located, fill, by)
         }
     }
 }
 
-fn fill_for_fault(
-    inner: &Arc<Inner>,
-    object: &Arc<MemoryObject>,
-    mut fill: Fill,
-    page: PageIndex,
-    by: By,
-) -> Served {
+fn fill_for_fault(inner: &Arc<Inner>, located: &Located, mut fill: Fill, by: By) -> Served {
+    let (object, page) = (&located.object, located.page);
     // Failed ones are counted where they fail.
     object.count(Counter::faults_filled, 1);
     // Waking another thread costs as much as a fast disk takes. So the leader goes on leading where it will not get stuck:
@@ -393,7 +388,7 @@ fn fill_for_fault(
         Answers::Promptly => by == By::Itself || !inner.workers().is_crowded(),
         Answers::Eventually => false,
     };
-    let stays = soon && fill.has_room_now(page, by == By::Leader);
+    let stays = soon && fill.has_room_now(page, (by == By::Leader).then_some(located.address));
     let leads = stays || by == By::Itself || !inner.workers().hand_over(inner);
     if leads && !stays {
         // The last thread that may be must not get stuck either.

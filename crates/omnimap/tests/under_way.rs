@@ -1,12 +1,16 @@
 //! What is on its way to or from a store, while something else happens.
 
+use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use omnimap::store::{Counting, Decorator, Faulty, FileStore, MemoryStore, Misbehaviour, StoreError};
-use omnimap::{BackingStore, Error, MapOptions};
-use omnimap_testkit::{pattern_store, skip_without_mappings, within};
+use omnimap::store::{
+    Answers, Counting, Decorator, Faulty, FileStore, MemoryStore, Misbehaviour, StoreError, Transfer, Version,
+};
+use omnimap::{Advice, BackingStore, Error, MapOptions};
+use omnimap_testkit::{pattern, pattern_store, skip_without_kernel_faults, skip_without_mappings, within};
 
 const LIMIT: Duration = Duration::from_secs(60);
 const SOON: Duration = Duration::from_millis(300);
@@ -184,5 +188,70 @@ fn the_background_writes_no_faster_than_it_may() {
         }
         let written = store.counts().bytes_written;
         assert!(written > RATE / 10, "{written}");
+    });
+}
+
+/// A disk on which every read takes so long that whoever waits is woken before its end.
+struct Attended(MemoryStore);
+
+impl BackingStore for Attended {
+    fn name(&self) -> &str {
+        "attended"
+    }
+    fn len(&self) -> u64 {
+        self.0.len()
+    }
+    fn transfer(&self) -> Transfer {
+        Transfer::default().answering(Answers::Promptly)
+    }
+    fn version(&self) -> Option<Version> {
+        self.0.version()
+    }
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> omnimap::store::Result<usize> {
+        self.0.read_at(offset, into)
+    }
+    fn read_awaited(
+        &self,
+        offset: u64,
+        into: &mut [u8],
+        meanwhile: &mut dyn FnMut(Duration),
+    ) -> omnimap::store::Result<usize> {
+        meanwhile(Duration::from_secs(1));
+        std::thread::sleep(Duration::from_millis(5));
+        self.0.read_at(offset, into)
+    }
+}
+
+/// How often this thread has slept.
+fn sleeps() -> i64 {
+    // SAFETY: all zeros are a valid structure.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: only writes the structure.
+    assert_eq!(unsafe { libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage) }, 0);
+    usage.ru_nvcsw
+}
+
+#[test]
+fn who_is_woken_before_its_page_is_there_waits_for_it() {
+    const FAULTS: u64 = 20;
+    if skip_without_kernel_faults() {
+        return;
+    }
+    within(LIMIT, || {
+        let store = pattern_store(4 * FAULTS * page());
+        let mapping = MapOptions::new().advice(Advice::Random).map(Arc::new(Attended(store))).unwrap();
+        let before = sleeps();
+        for at in (0..FAULTS).map(|index| 2 * index * page() + 7) {
+            assert_eq!(mapping[at as usize], pattern(at));
+        }
+        let sleeps = sleeps() - before;
+        assert!(sleeps >= 2 * FAULTS as i64 - 5, "{sleeps} sleeps: nobody was woken early");
+        // The kernel's own accesses are woken as well (copy_from_user).
+        let mut file = tempfile::tempfile().unwrap();
+        let cold = (2 * FAULTS * page()) as usize..mapping.len();
+        file.write_all(&mapping[cold.clone()]).unwrap();
+        let mut copy = vec![0; cold.len()];
+        file.read_exact_at(&mut copy, 0).unwrap();
+        assert!((cold.start as u64..).zip(&copy).all(|(at, byte)| *byte == pattern(at)));
     });
 }

@@ -13,6 +13,7 @@ mod transfers;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::time::Duration;
 
 use transfers::{Queue, Request};
 
@@ -46,8 +47,22 @@ pub struct Write<'a> {
 /// # }
 /// ```
 pub fn read_at(file: &File, into: &mut [u8], offset: u64) -> io::Result<usize> {
+    read_awaited(file, into, offset, &mut |_| {})
+}
+
+/// As [`read_at`]; calls `meanwhile` again and again while it looks for the end, with the time since it began to. If it sleeps, it
+/// does not.
+///
+/// # Errors
+/// As there.
+pub fn read_awaited(
+    file: &File,
+    into: &mut [u8],
+    offset: u64,
+    meanwhile: &mut dyn FnMut(Duration),
+) -> io::Result<usize> {
     if into.len() <= LOOKED_FOR_BYTES_MAX
-        && let Some(looking) = look::begin()
+        && let Some(looking) = look::begin(meanwhile)
         && let Some(mut queue) = Queue::take()
     {
         let mut outcome = None;

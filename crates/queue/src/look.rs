@@ -17,12 +17,14 @@ static LOOKING: AtomicU32 = AtomicU32::new(0);
 static FAILED: AtomicU32 = AtomicU32::new(0);
 
 /// A thread that looks.
-pub(crate) struct Looking {
-    until: Option<Instant>,
+pub(crate) struct Looking<'a> {
+    since: Option<Instant>,
+    /// Called each time, with how long it has looked.
+    meanwhile: &'a mut dyn FnMut(Duration),
 }
 
 /// Nothing if it is better to sleep at once.
-pub(crate) fn begin() -> Option<Looking> {
+pub(crate) fn begin(meanwhile: &mut dyn FnMut(Duration)) -> Option<Looking<'_>> {
     static MOST: OnceLock<u32> = OnceLock::new();
     // Somebody has to do the work that the others wait for.
     let most = *MOST.get_or_init(|| std::thread::available_parallelism().map_or(0, |n| n.get() as u32 / 2));
@@ -31,18 +33,19 @@ pub(crate) fn begin() -> Option<Looking> {
         FAILED.store(failed.wrapping_add(1), Ordering::Relaxed);
         return None;
     }
-    let looking = Looking { until: None };
+    let looking = Looking { since: None, meanwhile };
     // Counted back when it is dropped, whatever the answer.
     (LOOKING.fetch_add(1, Ordering::Relaxed) < most).then_some(looking)
 }
 
-impl Looking {
+impl Looking<'_> {
     /// Whether to look once more. Lets whoever waits for this very processor go first.
     pub(crate) fn goes_on(&mut self) -> bool {
         let now = Instant::now();
-        let until = *self.until.get_or_insert(now + TIME_MAX);
+        let passed = now - *self.since.get_or_insert(now);
+        (self.meanwhile)(passed);
         std::thread::yield_now();
-        now < until
+        passed < TIME_MAX
     }
 
     pub(crate) fn ended(&self, found: bool) {
@@ -51,7 +54,7 @@ impl Looking {
     }
 }
 
-impl Drop for Looking {
+impl Drop for Looking<'_> {
     fn drop(&mut self) {
         LOOKING.fetch_sub(1, Ordering::Relaxed);
     }

@@ -105,7 +105,7 @@ impl Queue {
     pub(crate) fn transfer(
         &mut self,
         requests: &mut [Request<'_>],
-        mut looking: Option<Looking>,
+        mut looking: Option<Looking<'_>>,
         mut ended: impl FnMut(usize, io::Result<usize>),
     ) -> io::Result<()> {
         assert!(requests.len() <= TRANSFERS_MAX, "no more transfers than the queue has places");
@@ -179,7 +179,11 @@ impl UnderWay<'_> {
     }
 
     /// Those that have ended: at least one, which is waited for.
-    fn next<'e>(&mut self, events: &'e mut [Event; TRANSFERS_MAX], looking: Option<Looking>) -> &'e [Event] {
+    fn next<'e>(
+        &mut self,
+        events: &'e mut [Event; TRANSFERS_MAX],
+        looking: Option<Looking<'_>>,
+    ) -> &'e [Event] {
         let mut found = 0;
         if let Some(mut looking) = looking {
             while found == 0 && looking.goes_on() {

@@ -4,6 +4,7 @@ use std::fmt;
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::{Result, StoreError};
 
@@ -101,6 +102,20 @@ pub trait BackingStore: Send + Sync {
     /// Page-aligned buffers whose length is whole pages ([`AlignedBytes`](crate::AlignedBytes)) may save a copy.
     fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<usize>;
 
+    /// Reads as [`read_at`](Self::read_at) does, for a thread that waits for nothing else: `meanwhile` may be called any number of
+    /// times before the bytes are there, with how long that has taken by then. It takes a few microseconds at the most.
+    ///
+    /// The default does not call it, and a store that sleeps until its bytes are there cannot.
+    fn read_awaited(
+        &self,
+        offset: u64,
+        into: &mut [u8],
+        meanwhile: &mut dyn FnMut(Duration),
+    ) -> Result<usize> {
+        let _ = meanwhile;
+        self.read_at(offset, into)
+    }
+
     /// Whether the object can be written.
     fn writability(&self) -> Writability {
         Writability::ReadOnly
@@ -191,6 +206,14 @@ impl<S: BackingStore + ?Sized> BackingStore for Arc<S> {
     }
     fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<usize> {
         (**self).read_at(offset, into)
+    }
+    fn read_awaited(
+        &self,
+        offset: u64,
+        into: &mut [u8],
+        meanwhile: &mut dyn FnMut(Duration),
+    ) -> Result<usize> {
+        (**self).read_awaited(offset, into, meanwhile)
     }
     fn writability(&self) -> Writability {
         (**self).writability()

@@ -143,12 +143,24 @@ fn check_range(store: &dyn BackingStore, expected: &impl Fn(u64) -> u8, offset: 
 fn check_read_into(store: &dyn BackingStore, expected: &impl Fn(u64) -> u8, offset: u64, bytes: &mut [u8]) {
     let length = bytes.len();
     let wanted = (length as u64).min(store.len().saturating_sub(offset)) as usize;
-    let got = store.read_at(offset, bytes);
-    let got = got.unwrap_or_else(|e| panic!("read of {length} bytes at {offset}: {e}"));
-    assert_eq!(got, wanted, "a read of {length} bytes at {offset} of {} gives what is there", store.len());
-    for (i, byte) in bytes[..wanted].iter().enumerate() {
-        let at = offset + i as u64;
-        assert_eq!(*byte, expected(at), "the byte at {at}, read with {length} bytes from {offset}");
+    for awaited in [false, true] {
+        bytes[..wanted].fill(0);
+        let got = if awaited {
+            store.read_awaited(offset, bytes, &mut |_| {})
+        } else {
+            store.read_at(offset, bytes)
+        };
+        let got = got.unwrap_or_else(|e| panic!("read of {length} bytes at {offset}: {e}"));
+        assert_eq!(
+            got,
+            wanted,
+            "a read of {length} bytes at {offset} of {} gives what is there",
+            store.len()
+        );
+        for (i, byte) in bytes[..wanted].iter().enumerate() {
+            let at = offset + i as u64;
+            assert_eq!(*byte, expected(at), "the byte at {at}, read with {length} bytes from {offset}");
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -200,9 +201,15 @@ impl FileStore {
         Ok(())
     }
 
-    fn read_direct(&self, offset: u64, into: &mut [u8]) -> io::Result<usize> {
+    fn read_direct(
+        &self,
+        offset: u64,
+        into: &mut [u8],
+        meanwhile: &mut dyn FnMut(Duration),
+    ) -> io::Result<usize> {
+        let mut read = |part: &mut [u8], at| omnimap_queue::read_awaited(&self.file, part, at, meanwhile);
         if is_aligned(offset, into) {
-            return read_until_end(offset, into, |part, at| omnimap_queue::read_at(&self.file, part, at));
+            return read_until_end(offset, into, read);
         }
         let alignment = AlignedBytes::ALIGNMENT as u64;
         let bounce_bytes = (into.len() + 2 * AlignedBytes::ALIGNMENT)
@@ -215,9 +222,7 @@ impl FileStore {
             let skip = (at % alignment) as usize;
             let wanted =
                 (into.len() - done + skip).next_multiple_of(AlignedBytes::ALIGNMENT).min(bounce.len());
-            let got = read_until_end(at - skip as u64, &mut bounce[..wanted], |part, at| {
-                omnimap_queue::read_at(&self.file, part, at)
-            })?;
+            let got = read_until_end(at - skip as u64, &mut bounce[..wanted], &mut read)?;
             let count = got.saturating_sub(skip).min(into.len() - done);
             into[done..done + count].copy_from_slice(&bounce[skip..skip + count]);
             done += count;
@@ -287,6 +292,15 @@ impl BackingStore for FileStore {
     }
 
     fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<usize> {
+        self.read_awaited(offset, into, &mut |_| {})
+    }
+
+    fn read_awaited(
+        &self,
+        offset: u64,
+        into: &mut [u8],
+        meanwhile: &mut dyn FnMut(Duration),
+    ) -> Result<usize> {
         let left = self.len().saturating_sub(offset);
         let wanted = (into.len() as u64).min(left) as usize;
         if wanted == 0 {
@@ -294,7 +308,7 @@ impl BackingStore for FileStore {
         }
         let mut outcome = if self.is_direct() {
             // The whole buffer, although the object may end before it: direct transfers are whole blocks.
-            self.read_direct(offset, into)
+            self.read_direct(offset, into, meanwhile)
         } else {
             self.read_buffered(offset, &mut into[..wanted])
         };

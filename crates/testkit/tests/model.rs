@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use omnimap_core::{CacheOptions, Error, MappedView, PageCache};
 use omnimap_host::Address;
@@ -53,6 +54,19 @@ impl BackingStore for Store {
             *byte = pattern(at);
         }
         Ok(count)
+    }
+    /// Takes so long that whoever waits is woken before.
+    fn read_awaited(
+        &self,
+        offset: u64,
+        into: &mut [u8],
+        meanwhile: &mut dyn FnMut(Duration),
+    ) -> Result<usize> {
+        for _ in 0..2 {
+            meanwhile(Duration::from_secs(1));
+            thread::yield_now();
+        }
+        self.read_at(offset, into)
     }
 }
 

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use omnimap_core::{CacheOptions, MappedView, PageCache};
 use omnimap_host::{Address, Use};
@@ -67,6 +68,17 @@ impl BackingStore for Store {
         let count = into.len().min(bytes.len() - offset as usize);
         into[..count].copy_from_slice(&bytes[offset as usize..][..count]);
         Ok(count)
+    }
+    /// Takes so long that whoever waits is woken before.
+    fn read_awaited(
+        &self,
+        offset: u64,
+        into: &mut [u8],
+        meanwhile: &mut dyn FnMut(Duration),
+    ) -> Result<usize> {
+        meanwhile(Duration::from_secs(1));
+        thread::yield_now();
+        self.read_at(offset, into)
     }
     fn writability(&self) -> Writability {
         Writability::ReadWrite

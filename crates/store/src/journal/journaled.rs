@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -198,6 +199,15 @@ impl BackingStore for Journaled {
     }
 
     fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<usize> {
+        self.read_awaited(offset, into, &mut |_| {})
+    }
+
+    fn read_awaited(
+        &self,
+        offset: u64,
+        into: &mut [u8],
+        meanwhile: &mut dyn FnMut(Duration),
+    ) -> Result<usize> {
         let end = offset.saturating_add(into.len() as u64);
         let blocks = offset / BLOCK_BYTES..end.div_ceil(BLOCK_BYTES);
         let _turn = self.turns.take(Kind::Read, blocks);
@@ -207,7 +217,7 @@ impl BackingStore for Journaled {
         };
         if transparent {
             // With room beyond the object's end, as direct transfers like it.
-            return self.object.read_at(offset, into);
+            return self.object.read_awaited(offset, into, meanwhile);
         }
         let wanted = length.min(end).saturating_sub(offset) as usize;
         if wanted > 0 {
