@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use omnimap_host::Address;
-use omnimap_host::linux::calls;
+use omnimap_host::linux::{calls, write_own_memory};
 
 use crate::errno::{Errno, Result};
 use crate::flags::Prot;
@@ -50,7 +50,8 @@ impl DataSegment {
         pointer(Address(self.reserved.start))
     }
 
-    /// Sets the end (brk(2)). Growing gives zeros, also where there was something before.
+    /// Sets the end (brk(2)). Growing gives zeros, also where there was something before, but for the rest of a page that
+    /// may not be written.
     ///
     /// # Errors
     /// `ENOMEM` if the address is not inside what is reserved, or there is no memory (`RLIMIT_DATA`): nothing has changed.
@@ -98,11 +99,26 @@ impl DataSegment {
             unsafe { calls::mmap(Address(after), before - after, Prot::NONE.0, flags, -1, 0) }?;
         }
         if end < now {
-            // SAFETY: the rest of the last page is memory of ours that is not used any more.
-            unsafe { std::ptr::write_bytes(end as *mut u8, 0, after.min(now) - end) };
+            zero(end..after.min(now));
         }
         self.end.store(end, Ordering::Relaxed);
         Ok(())
+    }
+}
+
+/// Zeros the rest of a page, which is not used any more. If its user has protected it, its bytes stay, as all do in the
+/// kernel's segment.
+fn zero(mut rest: Range<usize>) {
+    static ZEROS: [u8; 4096] = [0; 4096];
+    while !rest.is_empty() {
+        let part = &ZEROS[..rest.len().min(ZEROS.len())];
+        // SAFETY: nobody uses it.
+        if unsafe { write_own_memory(Address(rest.start), part) }.is_err() {
+            // The call is not allowed (seccomp(2)).
+            // SAFETY: inside the segment.
+            unsafe { std::ptr::write_bytes(rest.start as *mut u8, 0, part.len()) };
+        }
+        rest.start += part.len();
     }
 }
 

@@ -8,6 +8,11 @@ use omnimap_host::{Address, Sharing};
 use crate::errno::{Errno, Result};
 use crate::flags::Prot;
 use crate::mapping::Mapping;
+use crate::object::Object;
+use crate::range::page_bytes;
+
+/// Pages brought at a time: the smallest budget has room for them.
+const BROUGHT_PAGES: usize = 4;
 
 /// A copy of a mapping, until it takes its place.
 pub(crate) struct Copied {
@@ -82,5 +87,33 @@ fn bytes_of(mapping: &Mapping, into: &mut [u8]) -> Result<Vec<Range<usize>>> {
         object.read_at(inside.start, &mut into[..(inside.end - inside.start) as usize])?;
         return Ok(Vec::new());
     }
-    read_own_memory(Address(mapping.addresses().start), into).map_err(|e| Errno(e.errno()))
+    let mut read = |part: Range<usize>| -> Result<Vec<Range<usize>>> {
+        let start = Address(mapping.addresses().start + part.start);
+        let missing = read_own_memory(start, &mut into[part.clone()]).map_err(|e| Errno(e.errno()))?;
+        Ok(missing.into_iter().map(|gap| part.start + gap.start..part.start + gap.end).collect())
+    };
+    let missing = read(0..mapping.addresses().len())?;
+    let Some(object) = mapping.paged().filter(|o| o.is_served_here() && mapping.prot().contains(Prot::READ))
+    else {
+        return Ok(missing);
+    };
+    // Without privileges, the kernel has no faults of its own served.
+    let mut left = Vec::new();
+    for gap in missing {
+        for start in gap.clone().step_by(BROUGHT_PAGES * page_bytes()) {
+            let part = start..gap.end.min(start + BROUGHT_PAGES * page_bytes());
+            bring(object, mapping, part.clone());
+            left.extend(read(part)?);
+        }
+    }
+    Ok(left)
+}
+
+/// Brings pages of an object. What cannot be brought is told by who reads it.
+fn bring(object: &Object, mapping: &Mapping, part: Range<usize>) {
+    let inside = mapping.bytes_inside(object);
+    let at = |place: usize| (mapping.bytes().start + place as u64).min(inside.end);
+    if let Ok(fetched) = object.live().bytes.prefetch(&[at(part.start)..at(part.end)]) {
+        let _best_effort = fetched.wait();
+    }
 }

@@ -9,7 +9,7 @@ use omnimap_host::linux::calls;
 use omnimap_host::{Address, Place, Sharing, ViewRequest};
 
 use crate::errno::Result;
-use crate::flags::{Advice, Prot};
+use crate::flags::{Advice, LockOn, Prot};
 use crate::madvise::advise_again;
 use crate::mmap::protection_of;
 use crate::object::{Object, Rights};
@@ -51,6 +51,13 @@ pub(crate) enum Lock {
     Yes,
     /// Pages are as they come (`MLOCK_ONFAULT`).
     OnFault,
+}
+
+impl Lock {
+    /// Of mlock2(2).
+    pub(crate) fn flags(self) -> LockOn {
+        if self == Lock::OnFault { LockOn::ONFAULT } else { LockOn::default() }
+    }
 }
 
 /// Neighbouring addresses that were mapped alike.

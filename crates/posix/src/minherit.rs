@@ -71,12 +71,16 @@ fn set_inheritance(part: &Mapping, inheritance: Inheritance) -> Result<Option<Le
         // SAFETY: the same bytes with the same protection take the place of the old ones.
         unsafe { copied.replace(part.prot()) }?;
         let leaving = space.give_up(&addresses);
+        let is_locked = part.lock != Lock::No && {
+            // SAFETY: locking changes no byte.
+            unsafe { calls::mlock2(Address(addresses.start), addresses.len(), part.lock.flags().0) }.is_ok()
+        };
         space.insert(Mapping {
             kind: Kind::Anonymous,
             sharing: Sharing::Shared,
             offset: 0,
             inheritance,
-            lock: Lock::No,
+            lock: if is_locked { part.lock } else { Lock::No },
             ..part.clone()
         });
         return Ok(Some(leaving));

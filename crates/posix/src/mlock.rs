@@ -40,7 +40,8 @@ pub fn mlock2(start: *const c_void, length: usize, flags: LockOn) -> Result<()> 
     }
     let lock = if flags.contains(LockOn::ONFAULT) { Lock::OnFault } else { Lock::Yes };
     let parts = space().lock_paged(&range, lock).map_err(|_| Errno::ENOMEM)?;
-    let fetched = if lock == Lock::Yes { fetch(&parts) } else { Ok(()) };
+    // Of pages that are locked on a fault, too: without privileges the kernel has no faults of its own served.
+    let fetched = if lock == Lock::Yes { fetch(&paged_in(&range)) } else { Ok(()) };
     let mut space = space();
     let answer = fetched.and_then(|()| {
         // SAFETY: locking changes no byte.
@@ -89,19 +90,28 @@ pub(crate) fn may_lock(length: usize) -> Result<()> {
     }
 }
 
-/// Locks a mapping that was just made (`MAP_LOCKED`, `MCL_FUTURE`): resident as far as that works.
+/// Locks a mapping that was just made.
 pub(crate) fn lock_new(mapping: &Mapping, lock: Lock) -> Result<()> {
     if lock == Lock::No {
         return Ok(());
     }
+    space().lock_paged(&mapping.addresses(), lock).map_err(|_| Errno::EAGAIN)?;
+    keep_new(&Mapping { lock, ..mapping.clone() })
+}
+
+/// Locks a mapping that was just made (`MAP_LOCKED`, `MCL_FUTURE`), and whose pages the cache keeps already if it is to be
+/// locked: resident as far as that works.
+pub(crate) fn keep_new(mapping: &Mapping) -> Result<()> {
     let range = mapping.addresses();
-    let parts = space().lock_paged(&range, lock).map_err(|_| Errno::EAGAIN)?;
-    if lock == Lock::Yes {
-        let _best_effort = fetch(&parts);
+    match mapping.lock {
+        Lock::No => return Ok(()),
+        Lock::Yes => {
+            let _best_effort = fetch(std::slice::from_ref(mapping));
+        }
+        Lock::OnFault => {}
     }
-    let flags = if lock == Lock::OnFault { LockOn::ONFAULT } else { LockOn::default() };
     // SAFETY: locking changes no byte.
-    match unsafe { calls::mlock2(Address(range.start), range.len(), flags.0) } {
+    match unsafe { calls::mlock2(Address(range.start), range.len(), mapping.lock.flags().0) } {
         Err(_) if locked_ranges().is_some_and(|all| all.iter().any(|l| l.contains(&range.start))) => Ok(()),
         // Too much (mmap(2)); mlock(2) has another number for it.
         Err(libc::ENOMEM) => Err(Errno::EAGAIN),
@@ -150,6 +160,11 @@ impl Space {
         self.change(range, |mapping| mapping.lock = lock);
         Ok(locked)
     }
+}
+
+/// The paged mappings in a range.
+pub(crate) fn paged_in(range: &Range<usize>) -> Vec<Mapping> {
+    space().mappings.parts(range).into_iter().filter(|m| m.paged().is_some()).collect()
 }
 
 /// Brings pages that are kept.

@@ -6,7 +6,7 @@ use crate::address_space::space;
 use crate::errno::{Errno, Result};
 use crate::flags::LockAll;
 use crate::mapping::{Lock, Mapping};
-use crate::mlock::fetch;
+use crate::mlock::{fetch, paged_in};
 
 /// Locks everything that is mapped now, or will be (mlockall(2)).
 ///
@@ -27,7 +27,8 @@ pub fn mlockall(flags: LockAll) -> Result<()> {
     } else {
         Vec::new()
     };
-    let fetched = if lock == Lock::Yes { fetch(&parts) } else { Ok(()) };
+    let brings = flags.contains(LockAll::CURRENT) && lock == Lock::Yes;
+    let fetched = if brings { fetch(&paged_in(&(0..usize::MAX))) } else { Ok(()) };
     // SAFETY: locking changes no byte.
     let answer = fetched.and_then(|()| unsafe { calls::mlockall(flags.0) }.map_err(Errno));
     let mut space = space();

@@ -12,7 +12,7 @@ use crate::address_space::{Leaving, space};
 use crate::errno::{Errno, Result};
 use crate::flags::{Advice, LockAll, MapFlags, Prot};
 use crate::mapping::{Inheritance, Kind, Lock, Mapping};
-use crate::mlock::{lock_new, may_lock};
+use crate::mlock::{keep_new, may_lock};
 use crate::object::{Object, Rights};
 use crate::range::{addresses_end, is_aligned, pointer, whole_pages};
 
@@ -179,6 +179,15 @@ impl Asked {
         let request = self.request(object, lock)?;
         object.check_served_here()?;
         let length = request.length as usize;
+        let mut mapping =
+            self.mapping(Address(0), Kind::Paged(object.clone()), request.offset, request.sharing);
+        if lock != Lock::No {
+            // Whether it is too much for the budget: an error must leave what is to be replaced.
+            let taken = object.live().bytes.lock(mapping.pages());
+            taken
+                .map_err(|_| if self.is_refused_by_others(length) { Errno::EEXIST } else { Errno::EAGAIN })?;
+            mapping.lock = lock;
+        }
         let mut leaving = if self.is_fixed() {
             space.give_up(&(self.address.0..self.address.0.saturating_add(length)))
         } else {
@@ -189,6 +198,7 @@ impl Asked {
         let made = match placed {
             Ok(made) => made,
             Err(error) => {
+                mapping.release_lock();
                 leaving.stays(&mut space);
                 drop(space);
                 leaving.is_gone();
@@ -197,11 +207,11 @@ impl Asked {
                 return Err(if errno == Errno::EAGAIN { Errno::ENOMEM } else { errno });
             }
         };
-        let mapping = self.mapping(made, Kind::Paged(object.clone()), request.offset, request.sharing);
+        mapping.addresses = made.0..made.0 + length;
         space.insert(mapping.clone());
         drop(space);
         leaving.is_gone();
-        if let Err(error) = lock_new(&mapping, lock) {
+        if let Err(error) = keep_new(&mapping) {
             // SAFETY: made here, and not known to anybody.
             unsafe { crate::munmap(pointer(made), length) }?;
             return Err(error);
@@ -226,12 +236,11 @@ impl Asked {
         }
         let length = whole_pages(self.length).ok_or(Errno::ENOMEM)?;
         let place = self.place(length)?;
-        let fresh = self.flags.contains(MapFlags::FIXED_NOREPLACE);
-        if lock != Lock::No && !(fresh && self.is_occupied(length)) {
+        if lock != Lock::No && !self.is_refused_by_others(length) {
             may_lock(length)?;
         }
         let sharing = match self.check_sharing(object, length) {
-            Err(_) if fresh && self.is_occupied(length) => return Err(Errno::EEXIST),
+            Err(_) if self.is_refused_by_others(length) => return Err(Errno::EEXIST),
             answer => answer?,
         };
         let protection = protection_of(self.prot);
@@ -284,8 +293,11 @@ impl Asked {
         })
     }
 
-    /// Whether something is mapped in the range.
-    fn is_occupied(&self, length: usize) -> bool {
+    /// Whether it may replace nothing, and something is mapped in the range.
+    fn is_refused_by_others(&self, length: usize) -> bool {
+        if !self.flags.contains(MapFlags::FIXED_NOREPLACE) {
+            return false;
+        }
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE;
         // SAFETY: replaces nothing.
         match unsafe { calls::mmap(self.address, length, Prot::NONE.0, flags, -1, 0) } {

@@ -276,7 +276,7 @@ impl KernelRange {
         self.pages(&(offset..offset.saturating_add(from.len())))?;
         // SAFETY: a mapping that its only holder, who is borrowed mutably, lets be stored to, or one that is shared, whose
         // bytes are cells.
-        unsafe { own_memory::write(Address(self.start().0 + offset), from) }
+        unsafe { own_memory::write_own_memory(Address(self.start().0 + offset), from) }
     }
 }
 

@@ -39,7 +39,7 @@ pub use kernel_range::{
     Expected, KernelRange, KernelRequest, PrivatePages, Source, Wait, Wishes, lock, unlock,
 };
 pub use maps::{MappedRange, mapped_ranges, mapping_processes, maps_something};
-pub use own_memory::read_own_memory;
+pub use own_memory::{read_own_memory, write_own_memory};
 pub use page_cache::{FilePages, evict_cached};
 pub use pass::{receive_descriptor, send_descriptor};
 pub use probe::{Finding, Probe, probe};

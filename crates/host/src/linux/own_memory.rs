@@ -28,7 +28,7 @@ pub(super) fn read(from: Address, into: &mut [u8]) -> Result<usize> {
 ///
 /// # Safety
 /// Nobody borrows what is mapped there but as cells that others may store to, or mutably by the caller.
-pub(super) unsafe fn write(to: Address, from: &[u8]) -> Result<usize> {
+pub unsafe fn write_own_memory(to: Address, from: &[u8]) -> Result<usize> {
     copy(to, from.len(), "process_vm_writev", |process, done, rest, remote| {
         let local = libc::iovec { iov_base: from[done..].as_ptr().cast_mut().cast(), iov_len: rest };
         // SAFETY: the kernel reads the rest of `from`; the caller answers for what is stored to.

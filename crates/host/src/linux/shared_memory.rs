@@ -141,7 +141,7 @@ impl SharedBytes {
         let count = from.len().min(into.len());
         let to = Address(into.as_ptr() as usize);
         // SAFETY: in the mapping, whose bytes are cells that anybody may store to.
-        unsafe { own_memory::write(to, &from[..count]) }
+        unsafe { own_memory::write_own_memory(to, &from[..count]) }
     }
 
     /// Sleeps while the number at an offset is `expected`, until [`wake`](Self::wake), at most `limit` (futex(2)).

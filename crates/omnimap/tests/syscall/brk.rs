@@ -1,6 +1,6 @@
 //! brk(2), sbrk(2): a data segment.
 
-use omnimap::posix::{DataSegment, Errno, brk, sbrk};
+use omnimap::posix::{DataSegment, Errno, Prot, brk, sbrk};
 
 use crate::probe::{load, load_signal, store};
 use crate::subject::{SIGSEGV, limit, page};
@@ -24,6 +24,19 @@ on!(b01_growing_gives_zeros_and_shrinking_takes_them_away, [anonymous], |_s| {
     assert_eq!(load_signal(start + page()), SIGSEGV);
     assert_eq!(by(2 * page() as isize), Ok(start + 10));
     assert_eq!([page() - 1, page(), 2 * page() - 1].map(|at| load(start + at)), [Ok(0); 3], "zeros again");
+});
+
+on!(b01_shrinking_inside_a_page_that_may_not_be_written, [anonymous], |s| {
+    let segment = DataSegment::reserve(4 * page()).unwrap();
+    let start = segment.start() as usize;
+    // SAFETY: as above.
+    let by = |increment: isize| unsafe { segment.sbrk(increment) }.map(|at| at as usize);
+    by(2 * page() as isize).unwrap();
+    store(start + 100, 9).unwrap();
+    s.mprotect(start, page(), Prot::READ).unwrap();
+    assert_eq!(by(50 - 2 * page() as isize), Ok(start + 2 * page()));
+    assert_eq!((by(0), load(start + 100)), (Ok(start + 50), Ok(9)));
+    assert_eq!(load_signal(start + page()), SIGSEGV);
 });
 
 on!(b01_failure_changes_nothing, [anonymous], |_s| {

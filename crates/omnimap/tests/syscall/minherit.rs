@@ -2,8 +2,9 @@
 
 use omnimap::posix::{AddressSpace, Errno, Inheritance, Prot, minherit};
 
-use crate::on;
-use crate::subject::{PRIVATE, SHARED, free_addresses, page, pattern};
+use crate::probe::load;
+use crate::subject::{PRIVATE, SHARED, free_addresses, give_up_rights, is_locked, page, pattern};
+use crate::{on, on_alone};
 
 fn inheritance(address: usize) -> Option<Inheritance> {
     AddressSpace::at(address).map(|mapping| mapping.inheritance())
@@ -24,6 +25,17 @@ on!(f02_inheritance_is_set_by_the_page, [paged, anonymous, device], |s| {
     }
 });
 
+on!(f02_what_becomes_shared_stays_locked, [paged, anonymous, device], |s| {
+    let (_thing, start) = s.memory(&pattern(3 * page()), PRIVATE);
+    s.mlock(start, 2 * page()).unwrap();
+    minherit((start + page()) as *mut _, 2 * page(), Inheritance::Share).unwrap();
+    assert_eq!([0, 1, 2].map(|at| is_locked(start + at * page())), [true, true, false]);
+    assert!(AddressSpace::at(start + page()).unwrap().is_locked());
+    assert!(!AddressSpace::at(start + 2 * page()).unwrap().is_locked());
+    s.munlock(start, 3 * page()).unwrap();
+    assert!(!is_locked(start + page()));
+});
+
 on!(f02_bad_ranges_are_refused, [paged, anonymous, device], |s| {
     let (_thing, start) = s.memory(&pattern(3 * page()), SHARED);
     s.munmap(start + page(), page()).unwrap();
@@ -34,4 +46,14 @@ on!(f02_bad_ranges_are_refused, [paged, anonymous, device], |s| {
     assert_eq!(of(free_addresses(page()), page()), Err(Errno::ENOMEM));
     assert_eq!(of(start, 0), Ok(()));
     assert_eq!(inheritance(start), Some(Inheritance::Natural), "nothing has changed");
+});
+
+on_alone!(f02_private_pages_that_are_not_in_memory_become_shared_without_rights, [paged], |s| {
+    give_up_rights(s);
+    let bytes = pattern(300 * page());
+    let (_thing, start) = s.memory(&bytes, PRIVATE);
+    minherit(start as *mut _, bytes.len(), Inheritance::Share).unwrap();
+    for at in (0..300).map(|index| index * page() + 5) {
+        assert_eq!(load(start + at), Ok(bytes[at]));
+    }
 });

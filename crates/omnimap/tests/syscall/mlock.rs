@@ -6,8 +6,8 @@ use omnimap::posix::{AddressSpace, Advice, Errno, LockOn, MapFlags, Prot, RemapF
 
 use crate::probe::{load, store};
 use crate::subject::{
-    CAP_IPC_LOCK, Column, PRIVATE, RW, SHARED, Thing, free_addresses, is_locked, limit, loaded, page,
-    pattern, without_capability,
+    CAP_IPC_LOCK, Column, PRIVATE, RW, SHARED, Thing, free_addresses, give_up_rights, is_locked, limit,
+    loaded, page, pattern, without_capability,
 };
 use crate::{on, on_alone};
 
@@ -211,6 +211,24 @@ on!(l01_the_budgets_own_limit_is_enomem_and_leaves_nothing_locked, [paged], |s| 
     assert_eq!(made, Err(Errno::EAGAIN));
     object.evict();
     assert_eq!(s.resident(start, 21 * page())[19..], [true, false]);
+    let fixed = SHARED | MapFlags::LOCKED | MapFlags::FIXED;
+    let over = s.mmap(start + 20 * page(), 30 * page(), RW, fixed, Some(&object), 25 * page() as i64);
+    assert_eq!(over, Err(Errno::EAGAIN));
+    assert_eq!(load(start + 20 * page()), Ok(pattern(21 * page())[20 * page()]), "what it was to replace");
+    let over = s.mmap(start, 10 * page(), RW, fixed, Some(&object), 25 * page() as i64).unwrap();
+    assert!(is_locked(over));
+    object.evict();
+    assert_eq!(s.resident(start, 21 * page()), [[true; 20].as_slice(), &[false]].concat());
+    s.munmap(start, 20 * page()).unwrap();
+    s.mlock(start + 20 * page(), 32 * page()).expect("what is unmapped is not locked");
+});
+
+on_alone!(l01_what_is_locked_as_it_comes_can_be_brought_without_rights, [kernel, paged], |s| {
+    give_up_rights(s);
+    let (_thing, start) = s.memory(&pattern(4 * page()), SHARED);
+    s.mlock2(start, 4 * page(), LockOn::ONFAULT).unwrap();
+    s.mlock(start, 4 * page()).unwrap();
+    assert_eq!(s.resident(start, 4 * page()), [true; 4]);
 });
 
 on_alone!(l01_limits_come_before_a_range_that_wraps, [kernel, paged, anonymous, device], |s| {

@@ -473,6 +473,21 @@ pub(crate) fn without_capability(capability: u32) {
     assert_eq!(unsafe { libc::syscall(libc::SYS_capset, &raw mut header, sets.as_ptr()) }, 0);
 }
 
+/// Gives up all rights of this process, but those to the test's files: its userfaultfd serves its own faults alone from now on,
+/// and none of the kernel's (userfaultfd(2), `UFFD_USER_MODE_ONLY`).
+pub(crate) fn give_up_rights(s: &Subject) {
+    const NOBODY: u32 = 65534;
+    // SAFETY: only asks.
+    if unsafe { libc::geteuid() } != 0 {
+        return;
+    }
+    std::os::unix::fs::chown(s.path(""), Some(NOBODY), None).unwrap();
+    // SAFETY: only gives rights up.
+    assert_eq!(unsafe { libc::setresuid(NOBODY, NOBODY, NOBODY) }, 0);
+    // SAFETY: /proc/self is ours again.
+    assert_eq!(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 1) }, 0);
+}
+
 /// Sets a limit of this process (setrlimit(2)).
 pub(crate) fn limit(resource: libc::__rlimit_resource_t, value: u64) {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
