@@ -42,7 +42,7 @@ impl SpareBytes {
     /// Keeps a buffer for the next transfer, if there is room for it.
     pub(crate) fn keep(&self, buffer: AlignedBytes) {
         let mut kept = self.kept();
-        let bytes: usize = kept.iter().map(|kept| kept.capacity()).sum();
+        let bytes: usize = kept.iter().map(AlignedBytes::capacity).sum();
         if kept.len() < KEPT_MAX && (bytes + buffer.capacity()) as u64 <= self.bytes_max {
             kept.push(buffer);
         }

@@ -113,7 +113,8 @@ fn bytes_of(mapping: &Mapping, into: &mut [u8]) -> Result<Vec<Range<usize>>> {
 fn bring(object: &Object, mapping: &Mapping, part: Range<usize>) {
     let inside = mapping.bytes_inside(object);
     let at = |place: usize| (mapping.bytes().start + place as u64).min(inside.end);
-    if let Ok(fetched) = object.live().bytes.prefetch(&[at(part.start)..at(part.end)]) {
+    let bytes = at(part.start)..at(part.end);
+    if let Ok(fetched) = object.live().bytes.prefetch(std::slice::from_ref(&bytes)) {
         let _best_effort = fetched.wait();
     }
 }

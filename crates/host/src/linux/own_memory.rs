@@ -24,7 +24,7 @@ pub(super) fn read(from: Address, into: &mut [u8]) -> Result<usize> {
 /// Copies bytes in; gives how many before one that cannot be stored to.
 ///
 /// # Errors
-/// As [`read`].
+/// EPERM or ENOSYS where the call is not allowed (old seccomp profiles of containers).
 ///
 /// # Safety
 /// Nobody borrows what is mapped there but as cells that others may store to, or mutably by the caller.
