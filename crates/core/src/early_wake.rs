@@ -11,7 +11,7 @@ use crate::sync::lock;
 
 /// Nobody looks for the end of a read for so long.
 const DELAY_MAX: Duration = Duration::from_millis(1);
-/// By how much the next is woken earlier, and later if one has come too early: one in so many does.
+/// By how much the next is woken earlier, and later if one has come too early: one in three does.
 const EARLIER: Duration = Duration::from_micros(1);
 const LATER: Duration = Duration::from_micros(2);
 

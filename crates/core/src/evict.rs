@@ -25,6 +25,7 @@ const STALE_MAX: usize = 1024;
 const EVICTED_TOGETHER_MAX: u64 = 1024;
 /// Dirty pages looked at, and as a part of the budget, before whoever needs room waits for them to be written.
 const UNWRITTEN_PAGES_MAX: u64 = 256;
+const UNWRITTEN_PAGES_MIN: u64 = 4;
 const UNWRITTEN_SHARE: u64 = 4;
 /// How long whoever needs room waits before he looks again for himself.
 const RETRY_TIME: Duration = Duration::from_millis(50);
@@ -116,7 +117,8 @@ impl Inner {
     /// Evicts at least `wanted` pages if it can; gives how many it did.
     fn evict(self: &Arc<Self>, wanted: u64) -> u64 {
         let batch = batch_pages(self.budget.pages());
-        let unwritten_max = (self.budget.pages() / UNWRITTEN_SHARE).clamp(1, UNWRITTEN_PAGES_MAX);
+        let unwritten_max =
+            (self.budget.pages() / UNWRITTEN_SHARE).clamp(UNWRITTEN_PAGES_MIN, UNWRITTEN_PAGES_MAX);
         let mut evicted = 0;
         // With four looks a page, all have been judged. When they are still in use, use is no excuse.
         let queued = lock(&self.replacement).len() as u64;

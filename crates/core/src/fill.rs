@@ -93,7 +93,12 @@ impl Fill {
             }
         }
         loop {
-            match self.transfer().and_then(|bytes| self.arrive(whom, &bytes)) {
+            let arrived = self.transfer().and_then(|bytes| {
+                let arrived = self.arrive(whom, &bytes);
+                self.object.cache.fillers.spare.keep(bytes);
+                arrived
+            });
+            match arrived {
                 Ok(resolution) => return Ok(resolution),
                 Err(cause) => match self.smaller(whom) {
                     // Another page's failure is none of the waiter's business: try what it needs alone.
@@ -155,7 +160,8 @@ impl Fill {
         let (mut is_woken, mut is_crowded) = (false, false);
         let mut looked = None;
         let mut meanwhile = |time: Duration| {
-            looked = Some(time);
+            // A read in several parts begins anew with each.
+            looked = looked.max(Some(time));
             if time >= delay && !is_woken && !is_crowded {
                 // Looked at before the waiter goes on, who may be the next to come.
                 is_crowded = cache.faults.is_pending();

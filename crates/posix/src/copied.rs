@@ -8,10 +8,10 @@ use omnimap_host::{Address, Sharing};
 use crate::errno::{Errno, Result};
 use crate::flags::Prot;
 use crate::mapping::Mapping;
-use crate::object::Object;
+use crate::mlock::bring;
 use crate::range::page_bytes;
 
-/// Pages brought at a time: the smallest budget has room for them.
+/// Pages brought at a time: they are to stay until they have been read.
 const BROUGHT_PAGES: usize = 4;
 
 /// A copy of a mapping, until it takes its place.
@@ -98,23 +98,16 @@ fn bytes_of(mapping: &Mapping, into: &mut [u8]) -> Result<Vec<Range<usize>>> {
         return Ok(missing);
     };
     // Without privileges, the kernel has no faults of its own served.
+    let inside = mapping.bytes_inside(object);
     let mut left = Vec::new();
     for gap in missing {
         for start in gap.clone().step_by(BROUGHT_PAGES * page_bytes()) {
             let part = start..gap.end.min(start + BROUGHT_PAGES * page_bytes());
-            bring(object, mapping, part.clone());
+            let at = |place: usize| (mapping.bytes().start + place as u64).min(inside.end);
+            // What cannot be brought is told by who reads it.
+            let _best_effort = bring(object, &(at(part.start)..at(part.end)));
             left.extend(read(part)?);
         }
     }
     Ok(left)
-}
-
-/// Brings pages of an object. What cannot be brought is told by who reads it.
-fn bring(object: &Object, mapping: &Mapping, part: Range<usize>) {
-    let inside = mapping.bytes_inside(object);
-    let at = |place: usize| (mapping.bytes().start + place as u64).min(inside.end);
-    let bytes = at(part.start)..at(part.end);
-    if let Ok(fetched) = object.live().bytes.prefetch(std::slice::from_ref(&bytes)) {
-        let _best_effort = fetched.wait();
-    }
 }

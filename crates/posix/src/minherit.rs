@@ -16,7 +16,7 @@ use crate::range::{address, range};
 ///
 /// It has no effect on exec, which removes everything, and none on this process, but for one: a private mapping that is to
 /// be [shared](Inheritance::Share) becomes shared memory of its present bytes at once: no other thread may store to it
-/// meanwhile, for that store could be lost. (FreeBSD lets a shared mapping that is
+/// meanwhile, for that store could be lost. It stays locked, unless there is no room for that any more (`RLIMIT_MEMLOCK`). (FreeBSD lets a shared mapping that is
 /// to be copied lose its object in the parent; here the parent keeps it.) The child's children get what it says as well.
 ///
 /// # Errors

@@ -10,6 +10,7 @@ use crate::address_space::{Space, space};
 use crate::errno::{Errno, Result};
 use crate::flags::LockOn;
 use crate::mapping::{Lock, Mapping};
+use crate::object::Object;
 use crate::range::{address, page_bytes, whole_pages};
 
 /// Brings a range into memory and keeps it there (mlock(2)). The start is rounded down, the end up to a page.
@@ -171,7 +172,19 @@ pub(crate) fn paged_in(range: &Range<usize>) -> Vec<Mapping> {
 pub(crate) fn fetch(parts: &[Mapping]) -> Result<()> {
     for part in parts {
         let Some(object) = part.paged() else { continue };
-        object.live().bytes.prefetch(&[part.bytes_inside(object)])?.wait()?;
+        bring(object, &part.bytes_inside(object))?;
+    }
+    Ok(())
+}
+
+/// Brings some bytes of an object, less at a time where there is no room for all together.
+pub(crate) fn bring(object: &Object, bytes: &Range<u64>) -> Result<()> {
+    let brought = object.live().bytes.prefetch(std::slice::from_ref(bytes))?.wait()?;
+    let page = page_bytes() as u64;
+    let middle = bytes.start + (bytes.end - bytes.start).div_ceil(page) / 2 * page;
+    if brought.bytes_left_out > 0 && middle > bytes.start {
+        bring(object, &(bytes.start..middle))?;
+        bring(object, &(middle..bytes.end))?;
     }
     Ok(())
 }

@@ -18,7 +18,8 @@ use crate::range::{address, page_bytes, pointer, range};
 /// `prot` must be 0: the protection stays as it is. Of `flags`, `NONBLOCK` alone has a meaning, and none here.
 ///
 /// # Errors
-/// `EINVAL` for a range that is not inside one shared mapping of an object that can be stored to, a `prot`, a length of 0, or a page number that is too large.
+/// `EINVAL` for a range that is not inside one shared mapping of an object that can be stored to, a `prot`, a length of 0, or a page number that is too
+/// large; `EAGAIN` if the range is locked, and the pages cannot be locked beside those that they replace, as in the kernel.
 ///
 /// # Safety
 /// Nothing borrows what the range shows.

@@ -186,6 +186,8 @@ impl UnderWay<'_> {
     ) -> &'e [Event] {
         let mut found = 0;
         if let Some(mut looking) = looking {
+            // Some file systems do a transfer while it is submitted.
+            found = self.ended(events, 0);
             while found == 0 && looking.goes_on() {
                 found = self.ended(events, 0);
             }
