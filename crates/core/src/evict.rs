@@ -117,8 +117,7 @@ impl Inner {
     /// Evicts at least `wanted` pages if it can; gives how many it did.
     fn evict(self: &Arc<Self>, wanted: u64) -> u64 {
         let batch = batch_pages(self.budget.pages());
-        let unwritten_max =
-            (self.budget.pages() / UNWRITTEN_SHARE).clamp(UNWRITTEN_PAGES_MIN, UNWRITTEN_PAGES_MAX);
+        let unwritten_max = unwritten_pages_max(self.budget.pages());
         let mut evicted = 0;
         // With four looks a page, all have been judged. When they are still in use, use is no excuse.
         let queued = lock(&self.replacement).len() as u64;
@@ -187,6 +186,10 @@ impl Inner {
         // Whoever found the queues empty meanwhile looks again.
         self.budget.evictable();
     }
+}
+
+fn unwritten_pages_max(budget_pages: u64) -> u64 {
+    (budget_pages / UNWRITTEN_SHARE).clamp(UNWRITTEN_PAGES_MIN, UNWRITTEN_PAGES_MAX)
 }
 
 fn batch_pages(budget_pages: u64) -> u64 {
@@ -368,5 +371,19 @@ impl MemoryObject {
         }
         self.cache.wake(self, &waiters);
         evicted
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_budget_is_looked_through_by_parts_of_it() {
+        let parts = |pages| (batch_pages(pages), unwritten_pages_max(pages));
+        assert_eq!(parts(8), (1, 4), "clean pages may follow two that are dirty");
+        assert_eq!(parts(256), (16, 64));
+        assert_eq!(parts(4096), (64, 256));
+        assert_eq!(parts(1 << 20), (256, 256));
     }
 }

@@ -4,7 +4,6 @@
 //! gives them back, so that no path, a panic included, leaves a thread waiting.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use omnimap_host::{Address, Counted, HostError, Stores, die};
 use omnimap_store::{AlignedBytes, ReadAt, StoreError, catch};
@@ -155,28 +154,14 @@ impl Fill {
 
     /// Reads while other faults wait, if there are any, for a thread that is woken shortly before the end.
     fn read_leading(&self, reading: &mut Reading, address: Address) -> omnimap_store::Result<usize> {
-        let cache = &self.object.cache;
-        let delay = cache.early_wake.delay();
-        let (mut is_woken, mut is_crowded) = (false, false);
-        let mut looked = None;
-        let mut meanwhile = |time: Duration| {
-            // A read in several parts begins anew with each.
-            looked = looked.max(Some(time));
-            if time >= delay && !is_woken && !is_crowded {
-                // Looked at before the waiter goes on, who may be the next to come.
-                is_crowded = cache.faults.is_pending();
-                is_woken = !is_crowded && cache.faults.wake(address, cache.page.bytes()).is_ok();
-            }
-        };
-        let store = &self.object.store;
+        let (cache, store) = (&self.object.cache, &self.object.store);
+        let mut awaited = cache.early_wake.begin();
+        let wake = || cache.faults.wake(address, cache.page.bytes()).is_ok();
+        let mut meanwhile = |time| awaited.look(time, || cache.faults.is_pending(), wake);
         let got = catch(|| store.read_awaited(reading.offset, &mut reading.buffer, &mut meanwhile));
-        let is_pending = is_crowded || cache.faults.is_pending();
-        if is_woken {
-            cache.early_wake.woke(is_pending);
-        } else if is_pending {
+        // Looked at before the waiter goes on, who may be the next to come.
+        if awaited.end(cache.faults.is_pending()) {
             cache.workers().note_crowd();
-        } else if let Some(time) = looked {
-            cache.early_wake.ended(time);
         }
         got.and_then(|outcome| outcome)
     }

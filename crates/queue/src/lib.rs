@@ -13,7 +13,6 @@ mod transfers;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::time::Duration;
 
 use transfers::{Queue, Request};
 
@@ -47,11 +46,10 @@ pub struct Write<'a> {
 /// # }
 /// ```
 pub fn read_at(file: &File, into: &mut [u8], offset: u64) -> io::Result<usize> {
-    read_awaited(file, into, offset, &mut |_| {})
+    read_awaited(file, into, offset, &mut || {})
 }
 
-/// As [`read_at`]; calls `meanwhile` again and again while it looks for the end, with the time since it began to. If it sleeps, it
-/// does not.
+/// As [`read_at`]; calls `meanwhile` again and again while it looks for the end. If it sleeps, it does not.
 ///
 /// # Errors
 /// As there.
@@ -59,7 +57,7 @@ pub fn read_awaited(
     file: &File,
     into: &mut [u8],
     offset: u64,
-    meanwhile: &mut dyn FnMut(Duration),
+    meanwhile: &mut dyn FnMut(),
 ) -> io::Result<usize> {
     if into.len() <= LOOKED_FOR_BYTES_MAX
         && let Some(looking) = look::begin(meanwhile)

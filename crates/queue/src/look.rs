@@ -19,12 +19,12 @@ static FAILED: AtomicU32 = AtomicU32::new(0);
 /// A thread that looks.
 pub(crate) struct Looking<'a> {
     since: Option<Instant>,
-    /// Called each time, with how long it has looked.
-    meanwhile: &'a mut dyn FnMut(Duration),
+    /// Called each time.
+    meanwhile: &'a mut dyn FnMut(),
 }
 
 /// Nothing if it is better to sleep at once.
-pub(crate) fn begin(meanwhile: &mut dyn FnMut(Duration)) -> Option<Looking<'_>> {
+pub(crate) fn begin(meanwhile: &mut dyn FnMut()) -> Option<Looking<'_>> {
     static MOST: OnceLock<u32> = OnceLock::new();
     // Somebody has to do the work that the others wait for.
     let most = *MOST.get_or_init(|| std::thread::available_parallelism().map_or(0, |n| n.get() as u32 / 2));
@@ -43,7 +43,7 @@ impl Looking<'_> {
     pub(crate) fn goes_on(&mut self) -> bool {
         let now = Instant::now();
         let passed = now - *self.since.get_or_insert(now);
-        (self.meanwhile)(passed);
+        (self.meanwhile)();
         std::thread::yield_now();
         passed < TIME_MAX
     }

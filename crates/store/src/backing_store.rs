@@ -103,8 +103,7 @@ pub trait BackingStore: Send + Sync {
     fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<usize>;
 
     /// Reads as [`read_at`](Self::read_at) does, for a thread that waits for nothing else: `meanwhile` may be called any number of
-    /// times before the bytes are there, with how long the thread has looked for those of the present transfer. It takes a few
-    /// microseconds at the most.
+    /// times before the bytes are there, with how long the read has taken by then. It takes a few microseconds at the most.
     ///
     /// The default does not call it, and a store that sleeps until its bytes are there cannot.
     fn read_awaited(

@@ -12,7 +12,7 @@ use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -207,7 +207,10 @@ impl FileStore {
         into: &mut [u8],
         meanwhile: &mut dyn FnMut(Duration),
     ) -> io::Result<usize> {
-        let mut read = |part: &mut [u8], at| omnimap_queue::read_awaited(&self.file, part, at, meanwhile);
+        let begin = Instant::now();
+        let mut meanwhile = || meanwhile(begin.elapsed());
+        let mut read =
+            |part: &mut [u8], at| omnimap_queue::read_awaited(&self.file, part, at, &mut meanwhile);
         if is_aligned(offset, into) {
             return read_until_end(offset, into, read);
         }

@@ -5,7 +5,7 @@ use std::io::{Seek, Write};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::time::Duration;
 
-use omnimap_store::{BackingStore, FileStore, StoreError};
+use omnimap_store::{AlignedBytes, BackingStore, FileStore, StoreError};
 
 fn store(bytes: &[u8]) -> (tempfile::TempDir, std::path::PathBuf, FileStore) {
     let directory = tempfile::tempdir().unwrap();
@@ -86,4 +86,23 @@ fn m18_what_cannot_be_mapped_is_refused_with_a_reason() {
 fn errors_of_opening_have_the_systems_number() {
     let error = FileStore::open("/no/such/file").err().unwrap();
     assert_eq!(error.errno(), 2);
+}
+
+#[test]
+fn the_time_of_a_read_does_not_begin_anew_behind_the_last_whole_block() {
+    let directory = std::env::current_exe().unwrap();
+    let file = tempfile::NamedTempFile::new_in(directory.parent().unwrap()).unwrap();
+    std::fs::write(file.path(), vec![7; 4096 + 100]).unwrap();
+    let store = FileStore::open(file.path()).unwrap();
+    let mut into = AlignedBytes::new(4096);
+    // How often it is called is for the machine to say: not at all with one processor, or if reads are not direct.
+    for _ in 0..200 {
+        let mut last = Duration::ZERO;
+        let mut meanwhile = |time| {
+            assert!(time > last, "{time:?} after {last:?}");
+            last = time;
+        };
+        assert_eq!(store.read_awaited(4096, &mut into, &mut meanwhile).unwrap(), 100);
+        assert_eq!(into[..100], [7; 100]);
+    }
 }

@@ -9,6 +9,7 @@ pub(crate) mod verified;
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::backing_store::read_in_turn;
 use crate::{BackingStore, ReadAt, Result, Transfer, Version, Writability, WriteAt};
@@ -21,6 +22,17 @@ pub trait Decorator: Send + Sync {
     /// See [`BackingStore::read_at`].
     fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<usize> {
         self.inner().read_at(offset, into)
+    }
+
+    /// See [`BackingStore::read_awaited`]. Goes through [`read_at`](Self::read_at), as `read_each` does.
+    fn read_awaited(
+        &self,
+        offset: u64,
+        into: &mut [u8],
+        meanwhile: &mut dyn FnMut(Duration),
+    ) -> Result<usize> {
+        let _ = meanwhile;
+        Decorator::read_at(self, offset, into)
     }
 
     /// See [`BackingStore::write_at`].
@@ -84,6 +96,14 @@ impl<D: Decorator> BackingStore for D {
     }
     fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<usize> {
         Decorator::read_at(self, offset, into)
+    }
+    fn read_awaited(
+        &self,
+        offset: u64,
+        into: &mut [u8],
+        meanwhile: &mut dyn FnMut(Duration),
+    ) -> Result<usize> {
+        Decorator::read_awaited(self, offset, into, meanwhile)
     }
     fn writability(&self) -> Writability {
         self.inner().writability()

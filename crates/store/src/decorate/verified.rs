@@ -5,6 +5,7 @@ mod sums;
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -129,6 +130,15 @@ impl Decorator for Verified {
     }
 
     fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<usize> {
+        Decorator::read_awaited(self, offset, into, &mut |_| {})
+    }
+
+    fn read_awaited(
+        &self,
+        offset: u64,
+        into: &mut [u8],
+        meanwhile: &mut dyn FnMut(Duration),
+    ) -> Result<usize> {
         // Before the length is asked for: it says where the last block ends.
         let flight = self.begin(Purpose::Read, blocks_touched(offset, into.len()));
         let length = self.inner.len();
@@ -138,7 +148,7 @@ impl Decorator for Verified {
         }
         let whole = |at: u64| at.is_multiple_of(Self::BLOCK_BYTES);
         if whole(offset) && (whole(end) || end == length) {
-            let got = self.inner.read_at(offset, into)?;
+            let got = self.inner.read_awaited(offset, into, meanwhile)?;
             // A short answer is its caller's business; what came of the last block is no block.
             let checked =
                 if offset + got as u64 == end { got } else { got - got % Self::BLOCK_BYTES as usize };
@@ -148,7 +158,7 @@ impl Decorator for Verified {
         let start = offset - offset % Self::BLOCK_BYTES;
         let stop = end.next_multiple_of(Self::BLOCK_BYTES).min(length);
         let mut blocks = vec![0; (stop - start) as usize];
-        let got = self.inner.read_at(start, &mut blocks)? as u64;
+        let got = self.inner.read_awaited(start, &mut blocks, meanwhile)? as u64;
         if start + got != stop {
             return Err(StoreError::Short { wanted: stop - start, got });
         }
